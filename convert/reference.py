@@ -1,0 +1,148 @@
+"""OpenAI's own PyTorch code as the reference: official-format checkpoints with random weights, and their outputs.
+
+    python convert/reference.py make RN50 RN50.pt
+
+writes a checkpoint of the form OpenAI publishes (a TorchScript archive, fp16 where theirs is) in which every parameter
+and buffer is random. OpenAI's `model.py` is loaded from the installed `clip-anytorch` by its path, since that package
+does not import without torchvision: pip install torch; pip install --no-deps clip-anytorch
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import math
+import os
+import sys
+import warnings
+from dataclasses import asdict
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+
+import torch  # noqa: E402
+
+from paddle_clip.presets import preset  # noqa: E402
+
+
+def openai(name):
+    """OpenAI's module `name` ("model" or "simple_tokenizer"), loaded by file path."""
+    try:
+        path = importlib.metadata.distribution("clip-anytorch").locate_file(f"clip/{name}.py")
+    except importlib.metadata.PackageNotFoundError:
+        raise SystemExit(
+            "error: OpenAI's code is not installed: pip install --no-deps clip-anytorch==2.6.0, and torch, ftfy, regex"
+        ) from None
+    spec = importlib.util.spec_from_file_location(f"openai_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_model(config, seed=0):
+    """OpenAI's model of these sizes with every parameter and buffer random, in the published fp16/fp32 mix.
+
+    A fresh model would hide bugs: its norms are ones and zeros, and each ResNet block ends in a zeroed norm. The scales
+    here keep activations of every depth near one, so that each layer shows in the output.
+    """
+    code = openai("model")
+    torch.manual_seed(seed)
+    model = code.CLIP(**asdict(config))
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                tensor.fill_(torch.randint(1, 1000, []))
+            elif name == "logit_scale":
+                tensor.uniform_(2.5, math.log(100))
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif name.endswith("bn3.weight") and "layer" in name:  # the end of a residual branch
+                tensor.uniform_(0.1, 0.6)
+            elif name.endswith("weight") and tensor.ndim == 1:
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.ndim == 1:  # biases, running means, the class embedding
+                tensor.normal_(0, 0.2)
+            elif tensor.ndim == 4:
+                tensor.normal_(0, math.sqrt(2 / tensor[0].numel()))
+            elif "embedding" in name:
+                tensor.normal_(0, 0.3)
+    code.convert_weights(model)
+    return model.eval()
+
+
+def save_archive(model, path):
+    """Saves a model as OpenAI does: traced, with three sizes as 0-d int64 buffers."""
+    resolution, length = model.visual.input_resolution, model.context_length
+    sizes = {"input_resolution": resolution, "context_length": length, "vocab_size": model.vocab_size}
+    for name, size in sizes.items():
+        model.__dict__.pop(name, None)
+        model.register_buffer(name, torch.tensor(size))
+    image, text = torch.zeros(1, 3, resolution, resolution), torch.zeros(1, length, dtype=torch.int64)
+    inputs = {"forward": (image, text), "encode_image": image, "encode_text": text}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and warns about the model's asserts
+        torch.jit.save(torch.jit.trace_module(model, inputs, check_trace=False), path)
+
+
+def load(path, dtype="float32"):
+    """OpenAI's model with the weights of a TorchScript archive or state dict, on the CPU, in eval mode.
+
+    In float64 its LayerNorm, which computes in float32 whatever it is given, is `nn.LayerNorm`.
+    """
+    code = openai("model")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state_dict = torch.jit.load(path, map_location="cpu").state_dict()
+    except RuntimeError:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    if dtype == "float64":
+        code.LayerNorm.forward = torch.nn.LayerNorm.forward
+    # build_model rounds what it loads to fp16; loading again afterwards keeps files of more precision whole.
+    model = code.build_model(dict(state_dict)).to(getattr(torch, dtype))
+    model.load_state_dict({name: state_dict[name] for name in model.state_dict()})
+    return model
+
+
+def run(path, dtype, inputs, stages=(), gradients=False, train=False):
+    """Outputs of OpenAI's model, and of its modules named in `stages`, as {name: array}, tokens batch first."""
+    model = load(path, dtype).train(train)
+    outputs = {}
+
+    def keep(name):
+        def hook(_module, _inputs, output):
+            outputs[name] = output.transpose(0, 1) if ".resblocks." in f".{name}" else output
+
+        return hook
+
+    modules = dict(model.named_modules())
+    for name in stages:
+        modules[name].register_forward_hook(keep(name))
+    images, tokens = torch.from_numpy(inputs["images"]).to(model.dtype), torch.from_numpy(inputs["tokens"])
+    with torch.set_grad_enabled(gradients):
+        outputs["image_features"], outputs["text_features"] = model.encode_image(images), model.encode_text(tokens)
+        outputs["logits_per_image"], outputs["logits_per_text"] = model(images, tokens)
+    if gradients:
+        labels = torch.arange(len(images))
+        cross_entropy = torch.nn.functional.cross_entropy
+        loss = cross_entropy(outputs["logits_per_image"], labels) + cross_entropy(outputs["logits_per_text"], labels)
+        (loss / 2).backward()
+        outputs.update({f"grad.{name}": parameter.grad for name, parameter in model.named_parameters()})
+    return {name: output.detach().numpy() for name, output in outputs.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make", help="write a checkpoint with random weights")
+    make.add_argument("preset", help="one of OpenAI's model names, such as RN50")
+    make.add_argument("output", help="file to write")
+    make.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    try:
+        save_archive(random_model(preset(arguments.preset).config, arguments.seed), arguments.output)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{arguments.output}: {arguments.preset} with random weights, {os.path.getsize(arguments.output):,} bytes")
+
+
+if __name__ == "__main__":
+    main()

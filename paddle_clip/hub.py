@@ -1,0 +1,149 @@
+"""Models by name or file: OpenAI's catalogue, download, cache, `load`."""
+
+import os
+import urllib.error
+import urllib.request
+
+import paddle
+from filelock import FileLock
+from tqdm import tqdm
+
+from . import archives, weights
+from .converter import convert
+from .errors import CheckpointError
+from .presets import PRESETS, build
+from .presets import preset as find_preset
+from .transforms import image_transform
+
+BASE_URL = "https://openaipublic.azureedge.net/clip/models"
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+_TIMEOUT = 30  # seconds without a byte
+_CHUNK = 1 << 20
+
+
+class DownloadError(OSError):
+    """An official file cannot be fetched. The message names the URL and the way to do without the network."""
+
+
+def available_models():
+    """OpenAI's model names, as `load` takes them."""
+    return [row.name for row in PRESETS]
+
+
+def load(name_or_path, dtype="float32", cache_dir=None):
+    """Loads a CLIP model and the preprocessing of its images (OpenAI's `clip.load`).
+
+    Args:
+        name_or_path: a name listed by `available_models()`, which is downloaded and converted once, or the path of a
+            `.pt`, `.pdparams` or `.safetensors` file.
+        dtype: what the towers compute in: "float32", "float64", or on a GPU "float16" or "bfloat16"; half precision
+            leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files.
+        cache_dir: folder for downloaded and converted files; by default the environment variable PADDLE_CLIP_CACHE,
+            or ~/.cache/paddle_clip.
+
+    Returns:
+        The model, in eval mode, and the callable PIL image, path or uint8 array -> float32 Tensor [3, R, R].
+
+    Raises:
+        ValueError: if the dtype is unknown or cannot run on the current device, or the name is neither a model nor a
+            file.
+        CheckpointError: if the file is not a CLIP checkpoint.
+        DownloadError: if the model must be fetched and cannot be.
+    """
+    _require_dtype(dtype)
+    path = os.fspath(name_or_path)
+    if path in available_models():
+        path = _cached(find_preset(path), cache_dir or _default_cache())
+    elif not os.path.isfile(path):
+        raise ValueError(
+            f"{path!r} is neither a file nor a model; available models: {', '.join(available_models())}, "
+            "or the path of a .pt, .pdparams or .safetensors file"
+        )
+    config, arrays, _ = weights.from_checkpoint(archives.read(path), path)
+    model = build(config)
+    if dtype == "float64":
+        model.to(dtype=dtype)
+    elif dtype != "float32":
+        for layer in model.sublayers():
+            if isinstance(layer, (paddle.nn.Conv2D, paddle.nn.Linear)):
+                layer.to(dtype=dtype)
+    model.set_state_dict(arrays)
+    model.eval()
+    return model, image_transform(config.image_resolution)
+
+
+def _require_dtype(dtype):
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if dtype in ("float16", "bfloat16") and paddle.get_device() == "cpu":
+        raise ValueError(
+            f"{dtype} does not run on the CPU: Paddle has no {dtype} kernels there. Use dtype='float32', or a GPU "
+            "build of Paddle with paddle.set_device('gpu')"
+        )
+
+
+def _default_cache():
+    return os.environ.get("PADDLE_CLIP_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "paddle_clip")
+
+
+def _cached(row, cache_dir):
+    """The path of a model's converted weights, which are made at most once, by one process at a time."""
+    os.makedirs(cache_dir, exist_ok=True)
+    original = os.path.join(cache_dir, row.file)
+    converted = os.path.splitext(original)[0] + ".pdparams"
+    with FileLock(original + ".lock"):
+        if not os.path.exists(converted):
+            _fetch(row, original)
+            convert(original, converted)
+    return converted
+
+
+def _fetch(row, path):
+    """Makes `path` the official file of a preset, continuing an interrupted download."""
+    url = f"{BASE_URL}/{row.sha256}/{row.file}"
+    if os.path.exists(path):
+        if archives.sha256(path) != row.sha256:
+            raise CheckpointError(
+                f"{path} is not OpenAI's {row.file}: its SHA-256 is {archives.sha256(path)}, expected {row.sha256}. "
+                "Delete it to download it again, or load it by its path if it is your own"
+            )
+        return
+    partial = path + ".partial"
+    try:
+        _download(url, partial)
+    except (OSError, ValueError) as error:
+        raise DownloadError(
+            f"cannot download {row.name} from {url} ({error}). Run it again to continue; or fetch the file elsewhere "
+            f"and put it into {os.path.dirname(path)}, or convert it with `python convert/pt2paddle.py {row.file}` "
+            "and load it by its path"
+        ) from error
+    found = archives.sha256(partial)
+    if found != row.sha256:
+        os.unlink(partial)
+        raise DownloadError(f"{url} gave a file with SHA-256 {found}, expected {row.sha256}; run it again")
+    os.replace(partial, path)
+
+
+def _download(url, partial):
+    """Appends to `partial` what it lacks of the file at `url`."""
+    have = os.path.getsize(partial) if os.path.exists(partial) else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing beyond what we have: complete, or not the same file, which its SHA-256 tells
+            return
+        raise
+    with response:
+        if response.status != 206:  # the server sends the file from its start
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=os.path.basename(url), disable=None)
+        with bar, open(partial, "r+b" if have else "wb") as file:
+            file.seek(have)
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            if total is not None and file.tell() != total:
+                raise OSError(f"the connection closed after {file.tell():,} of {total:,} bytes")

@@ -1,0 +1,458 @@
+"""CLIP's networks, in the order and with the names of OpenAI's model.py.
+
+Learning Transferable Visual Models From Natural Language Supervision, Radford et al. 2021, arXiv:2103.00020.
+Shape letters: B batch, C channels, L tokens, D width, H heads, E joint embedding.
+"""
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from .errors import require_same_tensors
+
+HALF_PRECISION = (paddle.float16, paddle.bfloat16)
+
+
+def _uniform(fan_in):
+    """PyTorch's default for the weights and biases of Conv2d and Linear: uniform within ±1/√fan_in."""
+    bound = fan_in**-0.5
+    return paddle.ParamAttr(initializer=nn.initializer.Uniform(-bound, bound))
+
+
+def _conv(in_channels, out_channels, kernel_size, stride=1, padding=0):
+    attr = _uniform(in_channels * kernel_size**2)
+    return nn.Conv2D(in_channels, out_channels, kernel_size, stride, padding, weight_attr=attr, bias_attr=False)
+
+
+def _linear(in_features, out_features):
+    return nn.Linear(in_features, out_features, weight_attr=_uniform(in_features), bias_attr=_uniform(in_features))
+
+
+def _normal(param, std):
+    nn.initializer.Normal(0.0, std)(param)
+
+
+def _float32_if_half(x):
+    return x.astype("float32") if x.dtype in HALF_PRECISION else x
+
+
+class BatchNorm2D(nn.BatchNorm2D):
+    """Batch norm over [B, C, H, W] that computes in float32 for half-precision inputs.
+
+    Its running statistics are buffers, as in PyTorch, so `parameters()` holds what OpenAI's holds. A half-precision
+    model keeps this layer in float32: a running variance does not fit float16's range.
+    """
+
+    def __init__(self, num_features):
+        super().__init__(num_features, momentum=0.9, epsilon=1e-5)  # Paddle's 0.9 is PyTorch's 0.1
+        for name in ("_mean", "_variance"):
+            statistic = self._parameters.pop(name)
+            self.register_buffer(name, statistic.detach())
+
+    def forward(self, x):
+        y = F.batch_norm(
+            _float32_if_half(x),
+            self._mean,
+            self._variance,
+            self.weight,
+            self.bias,
+            training=self.training,
+            momentum=self._momentum,
+            epsilon=self._epsilon,
+        )
+        return y.astype(x.dtype)
+
+
+class Bottleneck(nn.Layer):
+    """Residual block whose strided convolutions are an average pool and a stride of 1 (OpenAI's `Bottleneck`)."""
+
+    expansion = 4
+
+    def __init__(self, inplanes, planes, stride=1):
+        super().__init__()
+        self.conv1 = _conv(inplanes, planes, 1)
+        self.bn1 = BatchNorm2D(planes)
+        self.conv2 = _conv(planes, planes, 3, padding=1)
+        self.bn2 = BatchNorm2D(planes)
+        self.avgpool = nn.AvgPool2D(stride) if stride > 1 else None
+        self.conv3 = _conv(planes, planes * self.expansion, 1)
+        self.bn3 = BatchNorm2D(planes * self.expansion)
+        self.downsample = None
+        if stride > 1 or inplanes != planes * self.expansion:
+            self.downsample = nn.Sequential(
+                ("-1", nn.AvgPool2D(stride)),
+                ("0", _conv(inplanes, planes * self.expansion, 1)),
+                ("1", BatchNorm2D(planes * self.expansion)),
+            )
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)  # [B, 4P, H/s, W/s]
+        x = F.relu(self.bn1(self.conv1(x)))  # [B, P, H, W]
+        x = F.relu(self.bn2(self.conv2(x)))  # [B, P, H, W]
+        if self.avgpool is not None:
+            x = self.avgpool(x)  # [B, P, H/s, W/s]
+        x = self.bn3(self.conv3(x))  # [B, 4P, H/s, W/s]
+        return F.relu(x + identity)
+
+
+def attention(q, k, v, heads, mask=None):
+    """Multi-head scaled dot-product attention between already projected tokens.
+
+    Args:
+        q: queries [B, Lq, D].
+        k: keys [B, L, D].
+        v: values [B, L, D].
+        heads: number of heads H; D is a multiple of it.
+        mask: None, or [Lq, L] added to the scores: 0 where a query may look, -inf where not.
+
+    Returns:
+        [B, Lq, D] in the dtype of `q`.
+    """
+    width = q.shape[-1]
+
+    def split(x):
+        return x.reshape([0, 0, heads, width // heads]).transpose([0, 2, 1, 3])  # [B, H, L, D/H]
+
+    scores = paddle.matmul(split(q) * (width // heads) ** -0.5, split(k), transpose_y=True)  # [B, H, Lq, L]
+    if mask is not None:
+        scores = scores + mask
+    x = paddle.matmul(F.softmax(scores, axis=-1), split(v))  # [B, H, Lq, D/H]
+    return x.transpose([0, 2, 1, 3]).reshape([0, 0, width])  # [B, Lq, D]
+
+
+class AttentionPool2D(nn.Layer):
+    """Pools a feature map by attention from its mean (OpenAI's `AttentionPool2d`; paper, section 2.4).
+
+    [B, D, S, S] -> [B, E], where S is `spacial_dim`. The mean is the only query, so only one is computed.
+    """
+
+    def __init__(self, spacial_dim, embed_dim, num_heads, output_dim=None):
+        super().__init__()
+        self.positional_embedding = self.create_parameter(
+            [spacial_dim**2 + 1, embed_dim], default_initializer=nn.initializer.Normal(0.0, embed_dim**-0.5)
+        )
+        self.k_proj = _linear(embed_dim, embed_dim)
+        self.q_proj = _linear(embed_dim, embed_dim)
+        self.v_proj = _linear(embed_dim, embed_dim)
+        self.c_proj = _linear(embed_dim, output_dim or embed_dim)
+        self.num_heads = num_heads
+
+    def forward(self, x):
+        x = x.flatten(2).transpose([0, 2, 1])  # [B, S*S, D]
+        x = paddle.concat([x.mean(axis=1, keepdim=True), x], axis=1)  # [B, S*S+1, D]
+        x = x + self.positional_embedding.astype(x.dtype)
+        x = attention(self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x), self.num_heads)  # [B, 1, D]
+        return self.c_proj(x.squeeze(1))  # [B, E]
+
+
+class ModifiedResNet(nn.Layer):
+    """ResNet with a three-convolution stem, anti-aliased strides and attention pooling (OpenAI's `ModifiedResNet`).
+
+    [B, 3, R, R] -> [B, E], where R is `input_resolution`.
+    """
+
+    def __init__(self, layers, output_dim, heads, input_resolution=224, width=64):
+        super().__init__()
+        self.output_dim = output_dim
+        self.input_resolution = input_resolution
+
+        self.conv1 = _conv(3, width // 2, 3, stride=2, padding=1)
+        self.bn1 = BatchNorm2D(width // 2)
+        self.conv2 = _conv(width // 2, width // 2, 3, padding=1)
+        self.bn2 = BatchNorm2D(width // 2)
+        self.conv3 = _conv(width // 2, width, 3, padding=1)
+        self.bn3 = BatchNorm2D(width)
+        self.avgpool = nn.AvgPool2D(2)
+
+        self.layer1 = self._make_layer(width, width, layers[0])
+        self.layer2 = self._make_layer(width * 4, width * 2, layers[1], stride=2)
+        self.layer3 = self._make_layer(width * 8, width * 4, layers[2], stride=2)
+        self.layer4 = self._make_layer(width * 16, width * 8, layers[3], stride=2)
+        self.attnpool = AttentionPool2D(input_resolution // 32, width * 32, heads, output_dim)
+
+    @staticmethod
+    def _make_layer(inplanes, planes, blocks, stride=1):
+        rest = [Bottleneck(planes * Bottleneck.expansion, planes) for _ in range(1, blocks)]
+        return nn.Sequential(Bottleneck(inplanes, planes, stride), *rest)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))  # [B, W/2, R/2, R/2], W the width
+        x = F.relu(self.bn2(self.conv2(x)))  # [B, W/2, R/2, R/2]
+        x = F.relu(self.bn3(self.conv3(x)))  # [B, W, R/2, R/2]
+        x = self.avgpool(x)  # [B, W, R/4, R/4]
+        x = self.layer1(x)  # [B, 4W, R/4, R/4]
+        x = self.layer2(x)  # [B, 8W, R/8, R/8]
+        x = self.layer3(x)  # [B, 16W, R/16, R/16]
+        x = self.layer4(x)  # [B, 32W, R/32, R/32]
+        return self.attnpool(x)  # [B, E]
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm that computes in float32 for half-precision inputs and in the input's dtype otherwise."""
+
+    def forward(self, x):
+        weight, bias = _float32_if_half(self.weight), _float32_if_half(self.bias)
+        return F.layer_norm(_float32_if_half(x), self._normalized_shape, weight, bias, self._epsilon).astype(x.dtype)
+
+
+class QuickGELU(nn.Layer):
+    """x * sigmoid(1.702 x), the activation the published weights were trained with."""
+
+    def forward(self, x):
+        return x * F.sigmoid(1.702 * x)
+
+
+class MultiHeadAttention(nn.Layer):
+    """Self-attention with one fused input projection (the part of PyTorch's `MultiheadAttention` CLIP uses).
+
+    [B, L, D] -> [B, L, D].
+    """
+
+    def __init__(self, embed_dim, num_heads):
+        super().__init__()
+        self.num_heads = num_heads
+        xavier = math.sqrt(6 / (embed_dim + 3 * embed_dim))
+        self.in_proj = nn.Linear(
+            embed_dim,
+            3 * embed_dim,
+            weight_attr=paddle.ParamAttr(initializer=nn.initializer.Uniform(-xavier, xavier)),
+            bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)),
+        )
+        self.out_proj = nn.Linear(
+            embed_dim,
+            embed_dim,
+            weight_attr=_uniform(embed_dim),
+            bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)),
+        )
+
+    def forward(self, x, mask=None):
+        q, k, v = self.in_proj(x).chunk(3, axis=-1)  # each [B, L, D]
+        return self.out_proj(attention(q, k, v, self.num_heads, mask))
+
+
+class ResidualAttentionBlock(nn.Layer):
+    """Pre-norm transformer block, [B, L, D] -> [B, L, D] (OpenAI's `ResidualAttentionBlock`)."""
+
+    def __init__(self, d_model, n_head):
+        super().__init__()
+        self.attn = MultiHeadAttention(d_model, n_head)
+        self.ln_1 = LayerNorm(d_model)
+        self.mlp = nn.Sequential(
+            ("c_fc", _linear(d_model, d_model * 4)),
+            ("gelu", QuickGELU()),
+            ("c_proj", _linear(d_model * 4, d_model)),
+        )
+        self.ln_2 = LayerNorm(d_model)
+
+    def forward(self, x, mask=None):
+        x = x + self.attn(self.ln_1(x), mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Layer):
+    """A stack of residual attention blocks, [B, L, D] -> [B, L, D] (OpenAI's `Transformer`, batch first)."""
+
+    def __init__(self, width, layers, heads):
+        super().__init__()
+        self.width = width
+        self.layers = layers
+        self.resblocks = nn.LayerList([ResidualAttentionBlock(width, heads) for _ in range(layers)])
+
+    def forward(self, x, mask=None):
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x
+
+
+class VisualTransformer(nn.Layer):
+    """Vision transformer whose feature is its class token (OpenAI's `VisionTransformer`).
+
+    [B, 3, R, R] -> [B, E], where R is `input_resolution`.
+    """
+
+    def __init__(self, input_resolution, patch_size, width, layers, heads, output_dim):
+        super().__init__()
+        self.input_resolution = input_resolution
+        self.output_dim = output_dim
+        self.conv1 = _conv(3, width, patch_size, stride=patch_size)
+
+        initializer = nn.initializer.Normal(0.0, width**-0.5)
+        tokens = (input_resolution // patch_size) ** 2 + 1
+        self.class_embedding = self.create_parameter([width], default_initializer=initializer)
+        self.positional_embedding = self.create_parameter([tokens, width], default_initializer=initializer)
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads)
+        self.ln_post = LayerNorm(width)
+        self.proj = self.create_parameter([width, output_dim], default_initializer=initializer)
+
+    def forward(self, x):
+        x = self.conv1(x).flatten(2).transpose([0, 2, 1])  # [B, L-1, D]
+        class_token = self.class_embedding.astype(x.dtype).expand([x.shape[0], 1, -1])  # [B, 1, D]
+        x = paddle.concat([class_token, x], axis=1)  # [B, L, D]
+        x = self.ln_pre(x + self.positional_embedding.astype(x.dtype))
+        x = self.transformer(x)
+        x = self.ln_post(x[:, 0])  # [B, D]
+        return x @ self.proj.astype(x.dtype)  # [B, E]
+
+
+class CLIP(nn.Layer):
+    """An image tower and a text tower that meet in one embedding space (OpenAI's `CLIP`).
+
+    Args:
+        embed_dim: width E of the joint embedding.
+        image_resolution: side R of the square input image, in pixels.
+        vision_layers: blocks of the four ResNet stages, or the number of vision transformer layers.
+        vision_width: width of the ResNet stem or of the vision transformer.
+        vision_patch_size: side of a vision transformer's patch in pixels; None for a ResNet.
+        context_length: longest text in tokens.
+        vocab_size: number of tokens; the highest one is end-of-text.
+        transformer_width: width of the text transformer.
+        transformer_heads: heads of the text transformer.
+        transformer_layers: layers of the text transformer.
+    """
+
+    def __init__(
+        self,
+        embed_dim,
+        # vision
+        image_resolution,
+        vision_layers,
+        vision_width,
+        vision_patch_size,
+        # text
+        context_length,
+        vocab_size,
+        transformer_width,
+        transformer_heads,
+        transformer_layers,
+    ):
+        super().__init__()
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+
+        if vision_patch_size is None:
+            self.visual = ModifiedResNet(
+                vision_layers, embed_dim, vision_width * 32 // 64, image_resolution, vision_width
+            )
+        else:
+            self.visual = VisualTransformer(
+                image_resolution, vision_patch_size, vision_width, vision_layers, vision_width // 64, embed_dim
+            )
+
+        self.transformer = Transformer(transformer_width, transformer_layers, transformer_heads)
+        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        self.positional_embedding = self.create_parameter([context_length, transformer_width])
+        self.ln_final = LayerNorm(transformer_width)
+        self.text_projection = self.create_parameter([transformer_width, embed_dim])
+        self.logit_scale = self.create_parameter([], default_initializer=nn.initializer.Constant(math.log(1 / 0.07)))
+        self.initialize_parameters()
+
+    def initialize_parameters(self):
+        """Draws the weights OpenAI does not leave at PyTorch's defaults (OpenAI's method of this name)."""
+        _normal(self.token_embedding.weight, 0.02)
+        _normal(self.positional_embedding, 0.01)
+
+        if isinstance(self.visual, ModifiedResNet):
+            pool = self.visual.attnpool
+            for proj in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+                _normal(proj.weight, pool.c_proj.weight.shape[0] ** -0.5)  # c_proj's in_features
+            for block in self.visual.sublayers():
+                if isinstance(block, Bottleneck):
+                    nn.initializer.Constant(0.0)(block.bn3.weight)
+
+        width, layers = self.transformer.width, self.transformer.layers
+        for block in self.transformer.resblocks:
+            _normal(block.attn.in_proj.weight, width**-0.5)
+            _normal(block.attn.out_proj.weight, width**-0.5 * (2 * layers) ** -0.5)
+            _normal(block.mlp.c_fc.weight, (2 * width) ** -0.5)
+            _normal(block.mlp.c_proj.weight, width**-0.5 * (2 * layers) ** -0.5)
+        _normal(self.text_projection, width**-0.5)
+
+    @property
+    def dtype(self):
+        """The dtype the towers compute in: that of the first convolution."""
+        return self.visual.conv1.weight.dtype
+
+    def set_state_dict(self, state_dict, use_structured_name=True):
+        """Loads weights, or raises `CheckpointError` with everything that does not fit and changes nothing.
+
+        Paddle's own method only warns on a missing, unexpected or misshapen tensor. Floating-point tensors are cast
+        to the dtype of the parameter they fill.
+        """
+        own = self.state_dict()
+        if not use_structured_name:
+            own = {tensor.name: tensor for tensor in own.values()}
+        require_same_tensors(
+            expected={name: tuple(tensor.shape) for name, tensor in own.items()},
+            found={name: tuple(tensor.shape) for name, tensor in state_dict.items()},
+            source="the state dict",
+            hint="`paddle_clip.load(file)` builds the model a file was made for; `python presets.py` lists the presets",
+        )
+        for name, tensor in own.items():
+            value = state_dict[name]
+            value = value if isinstance(value, paddle.Tensor) else paddle.to_tensor(value)
+            tensor.set_value(value.astype(tensor.dtype))
+        return [], []  # missing and unexpected, as Paddle's method returns them
+
+    set_dict = load_dict = set_state_dict
+
+    def encode_image(self, image):
+        """Image features, not normalised.
+
+        Args:
+            image: [B, 3, R, R], as the preprocessing returns it, in any floating-point dtype.
+
+        Returns:
+            [B, E] in the model's dtype.
+
+        Raises:
+            ValueError: if the image is not [B, 3, R, R].
+        """
+        expected = [3, self.visual.input_resolution, self.visual.input_resolution]
+        if paddle.in_dynamic_mode() and list(image.shape[1:]) != expected:
+            raise ValueError(
+                f"images are {list(image.shape)}; this model takes [N, {', '.join(map(str, expected))}]: "
+                "prepare them with the preprocess that paddle_clip.load() returns, and stack them into a batch"
+            )
+        return self.visual(image.astype(self.dtype))
+
+    def encode_text(self, text):
+        """Text features, not normalised.
+
+        Args:
+            text: token ids [B, L], int64, L at most the context length, as `tokenize` returns them. The feature is
+                read at the highest id of each row: end-of-text.
+
+        Returns:
+            [B, E] in the model's dtype.
+        """
+        length = text.shape[1]
+        x = self.token_embedding(text).astype(self.dtype)  # [B, L, D]
+        x = x + self.positional_embedding[:length].astype(x.dtype)
+        # Made anew for each call, so that it has the scores' dtype and device and is in no state dict.
+        mask = paddle.triu(paddle.full([length, length], -math.inf, dtype="float32"), 1).astype(x.dtype)  # [L, L]
+        x = self.transformer(x, mask)
+        x = x[paddle.arange(text.shape[0]), text.argmax(axis=-1)]  # [B, D], each row at its end-of-text
+        x = self.ln_final(x)
+        return x @ self.text_projection.astype(x.dtype)  # [B, E]
+
+    def forward(self, image, text):
+        """Scaled cosine similarities of every image with every text.
+
+        Args:
+            image: [N, 3, R, R], see `encode_image`.
+            text: [M, L], see `encode_text`.
+
+        Returns:
+            logits_per_image [N, M] and logits_per_text [M, N]; float32 from a half-precision model, whose own steps
+            near 20 would be as coarse as 0.125.
+        """
+        image_features = _float32_if_half(self.encode_image(image))  # [N, E]
+        text_features = _float32_if_half(self.encode_text(text))  # [M, E]
+
+        image_features = image_features / image_features.norm(axis=-1, keepdim=True)
+        text_features = text_features / text_features.norm(axis=-1, keepdim=True)
+        logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()  # [N, M]
+        return logits_per_image, logits_per_image.t()

@@ -1,0 +1,199 @@
+"""The nine published architectures: one frozen config each, one table, one factory function each."""
+
+from dataclasses import asdict, dataclass
+from typing import Optional, Tuple, Union
+
+__all__ = [
+    "PRESETS",
+    "CLIPConfig",
+    "Preset",
+    "build",
+    "clip_rn50",
+    "clip_rn50x4",
+    "clip_rn50x16",
+    "clip_rn50x64",
+    "clip_rn101",
+    "clip_vit_b_16",
+    "clip_vit_b_32",
+    "clip_vit_l_14",
+    "clip_vit_l_14_336px",
+    "preset",
+    "preset_of",
+    "table",
+]
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Sizes of a CLIP model; the arguments of `CLIP`, in its order."""
+
+    embed_dim: int  # width of the joint embedding
+    # vision
+    image_resolution: int  # side of the square input image, in pixels
+    vision_layers: Union[Tuple[int, int, int, int], int]  # blocks of the four ResNet stages, or transformer layers
+    vision_width: int  # of the ResNet stem or the vision transformer
+    vision_patch_size: Optional[int]  # pixels; None for a ResNet
+    # text
+    transformer_width: int
+    transformer_heads: int
+    transformer_layers: int = 12
+    context_length: int = 77  # tokens
+    vocab_size: int = 49408
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A row of the table."""
+
+    name: str  # OpenAI's
+    file: str  # OpenAI's
+    sha256: str  # of that file
+    parameters: int  # trainable numbers, exactly
+    config: CLIPConfig
+
+
+PRESETS = (
+    Preset(
+        "RN50",
+        "RN50.pt",
+        "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+        102_007_137,
+        CLIPConfig(1024, 224, (3, 4, 6, 3), 64, None, 512, 8),
+    ),
+    Preset(
+        "RN101",
+        "RN101.pt",
+        "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+        119_688_033,
+        CLIPConfig(512, 224, (3, 4, 23, 3), 64, None, 512, 8),
+    ),
+    Preset(
+        "RN50x4",
+        "RN50x4.pt",
+        "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+        178_300_601,
+        CLIPConfig(640, 288, (4, 6, 10, 6), 80, None, 640, 10),
+    ),
+    Preset(
+        "RN50x16",
+        "RN50x16.pt",
+        "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+        290_979_217,
+        CLIPConfig(768, 384, (6, 8, 18, 8), 96, None, 768, 12),
+    ),
+    Preset(
+        "RN50x64",
+        "RN50x64.pt",
+        "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+        623_258_305,
+        CLIPConfig(1024, 448, (3, 15, 36, 10), 128, None, 1024, 16),
+    ),
+    Preset(
+        "ViT-B/32",
+        "ViT-B-32.pt",
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+        151_277_313,
+        CLIPConfig(512, 224, 12, 768, 32, 512, 8),
+    ),
+    Preset(
+        "ViT-B/16",
+        "ViT-B-16.pt",
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+        149_620_737,
+        CLIPConfig(512, 224, 12, 768, 16, 512, 8),
+    ),
+    Preset(
+        "ViT-L/14",
+        "ViT-L-14.pt",
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        427_616_513,
+        CLIPConfig(768, 224, 24, 1024, 14, 768, 12),
+    ),
+    Preset(
+        "ViT-L/14@336px",
+        "ViT-L-14-336px.pt",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        427_944_193,
+        CLIPConfig(768, 336, 24, 1024, 14, 768, 12),
+    ),
+)
+
+
+def preset(name):
+    """The table's row for one of OpenAI's model names, such as "RN50" or "ViT-B/32".
+
+    Raises:
+        ValueError: if there is no such model; the message lists those there are.
+    """
+    for row in PRESETS:
+        if row.name == name:
+            return row
+    raise ValueError(f"no model is called {name!r}; available: {', '.join(row.name for row in PRESETS)}")
+
+
+def preset_of(config):
+    """The table's row whose sizes are exactly `config`, or None for a model of other sizes."""
+    return next((row for row in PRESETS if row.config == config), None)
+
+
+def build(config):
+    """A `CLIP` of the given sizes with random weights, in train mode."""
+    from .model import CLIP  # here and not above: reading the table and converting files need no Paddle
+
+    return CLIP(**asdict(config))
+
+
+def clip_rn50():
+    """RN50 with random weights: 102 M parameters, 224 px, embedding 1024."""
+    return build(preset("RN50").config)
+
+
+def clip_rn101():
+    """RN101 with random weights: 120 M parameters, 224 px, embedding 512."""
+    return build(preset("RN101").config)
+
+
+def clip_rn50x4():
+    """RN50x4 with random weights: 178 M parameters, 288 px, embedding 640."""
+    return build(preset("RN50x4").config)
+
+
+def clip_rn50x16():
+    """RN50x16 with random weights: 291 M parameters, 384 px, embedding 768."""
+    return build(preset("RN50x16").config)
+
+
+def clip_rn50x64():
+    """RN50x64 with random weights: 623 M parameters, 448 px, embedding 1024."""
+    return build(preset("RN50x64").config)
+
+
+def clip_vit_b_32():
+    """ViT-B/32 with random weights: 151 M parameters, 224 px, embedding 512."""
+    return build(preset("ViT-B/32").config)
+
+
+def clip_vit_b_16():
+    """ViT-B/16 with random weights: 150 M parameters, 224 px, embedding 512."""
+    return build(preset("ViT-B/16").config)
+
+
+def clip_vit_l_14():
+    """ViT-L/14 with random weights: 428 M parameters, 224 px, embedding 768."""
+    return build(preset("ViT-L/14").config)
+
+
+def clip_vit_l_14_336px():
+    """ViT-L/14@336px with random weights: 428 M parameters, 336 px, embedding 768."""
+    return build(preset("ViT-L/14@336px").config)
+
+
+def table():
+    """The presets as aligned text: name, parameters, resolution in pixels, embedding width, OpenAI's file."""
+    lines = [f"{'name':<16}{'parameters':>12}{'resolution':>12}{'embed dim':>11}  file"]
+    for row in PRESETS:
+        sizes = row.config
+        lines.append(
+            f"{row.name:<16}{row.parameters:>12,}{sizes.image_resolution:>12}{sizes.embed_dim:>11}  {row.file}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,145 @@
+"""OpenAI's byte-pair tokenizer: text <-> ids, and the padded batches `encode_text` takes."""
+
+import gzip
+import html
+import os
+import subprocess
+import sys
+from functools import lru_cache
+
+import ftfy
+import numpy as np
+import paddle
+import regex
+
+from . import ZLIB_IS_BROKEN
+
+_MERGES = os.path.join(os.path.dirname(__file__), "data", "bpe_simple_vocab_16e6.txt.gz")
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_WORDS = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
+_PLAIN = regex.compile(r"[ !-%'-~]*")  # printable ASCII but "&": nothing for ftfy or html to mend
+_CACHED_WORDS = 1 << 16
+
+
+class SimpleTokenizer:
+    """Lower-cased byte-pair encoding with a vocabulary of 49,408 (OpenAI's `SimpleTokenizer`)."""
+
+    def __init__(self):
+        characters = _byte_characters()
+        merges = [tuple(line.split()) for line in _read_merges().split("\n")[1 : 49152 - 256 - 2 + 1]]
+        alphabet = list(characters.values())
+        vocabulary = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
+        vocabulary += [_START, _END]
+
+        self.encoder = {token: id for id, token in enumerate(vocabulary)}
+        self.decoder = dict(enumerate(vocabulary))
+        self._byte_characters = characters
+        self._character_bytes = {character: byte for byte, character in characters.items()}
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._word_ids = lru_cache(_CACHED_WORDS)(self._encode_word)
+
+    def encode(self, text):
+        """The ids of a text, without start and end."""
+        if not _PLAIN.fullmatch(text):
+            text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        text = regex.sub(r"\s+", " ", text).strip().lower()
+        return [id for word in _WORDS.findall(text) for id in self._word_ids(word)]
+
+    def decode(self, ids):
+        """The text of ids; every word ends with a space, as in OpenAI's `decode`."""
+        characters = "".join(self.decoder[int(id)] for id in ids)
+        content = bytes(self._character_bytes[character] for character in characters)
+        return content.decode("utf-8", errors="replace").replace("</w>", " ")
+
+    def _encode_word(self, word):
+        """Merges the most frequent pair of neighbours until none is left that has a merge."""
+        if word in (_START, _END):
+            return (self.encoder[word],)
+        parts = [self._byte_characters[byte] for byte in word.encode("utf-8")]
+        parts[-1] += "</w>"
+        while len(parts) > 1:
+            best = min(zip(parts, parts[1:]), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if best not in self._ranks:
+                break
+            merged, index = [], 0
+            while index < len(parts):
+                paired = tuple(parts[index : index + 2]) == best
+                merged.append("".join(best) if paired else parts[index])
+                index += 2 if paired else 1
+            parts = merged
+        return tuple(self.encoder[part] for part in parts)
+
+
+def _read_merges():
+    if not ZLIB_IS_BROKEN:
+        with gzip.open(_MERGES, "rt", encoding="utf-8") as file:
+            return file.read()
+    script = "import gzip, sys; sys.stdout.buffer.write(gzip.open(sys.argv[1]).read())"
+    return subprocess.run([sys.executable, "-c", script, _MERGES], stdout=subprocess.PIPE, check=True).stdout.decode()
+
+
+def _byte_characters():
+    """{byte: the character that stands for it}: itself where printable, else one from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    return {**characters, **{byte: chr(256 + index) for index, byte in enumerate(others)}}
+
+
+@lru_cache(1)
+def _tokenizer():
+    return SimpleTokenizer()
+
+
+def tokenize(texts, context_length=77, truncate=False):
+    """The padded token ids of texts (OpenAI's `clip.tokenize`).
+
+    Args:
+        texts: one string or a list of N strings.
+        context_length: tokens per row, start and end included; 77 for every published model.
+        truncate: cut texts that are too long, keeping the end token, instead of raising.
+
+    Returns:
+        int64 Tensor [N, context_length], padded with 0.
+
+    Raises:
+        RuntimeError: if a text is too long and `truncate` is false, as OpenAI's does.
+        TypeError: if `texts` is not a string or a list of strings.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"tokenize takes a string or a list of strings; found {type(text).__name__}: {text!r:.80}")
+    tokenizer = _tokenizer()
+    start, end = tokenizer.encoder[_START], tokenizer.encoder[_END]
+    rows = np.zeros([len(texts), context_length], np.int64)
+    for row, text in zip(rows, texts):
+        ids = [start, *tokenizer.encode(text), end]
+        if len(ids) > context_length:
+            if not truncate:
+                shown = text if len(text) <= 200 else text[:200] + "…"
+                raise RuntimeError(
+                    f"the text is {len(ids)} tokens long, start and end included, and the context length is "
+                    f"{context_length}: {shown!r}. Shorten it, or cut it with tokenize(…, truncate=True)"
+                )
+            ids[context_length - 1 :] = [end]
+        row[: len(ids)] = ids
+    return paddle.to_tensor(rows)
+
+
+def decode(tokens):
+    """The text of one row of `tokenize`, or a list of the texts of its rows: lower case, start, end and padding gone.
+
+    Args:
+        tokens: ids [L] or [N, L], a Tensor, array or list.
+    """
+    rows = np.asarray(tokens)
+    if rows.ndim == 2:
+        return [decode(row) for row in rows]
+    tokenizer = _tokenizer()
+    ids = rows.tolist()
+    end = tokenizer.encoder[_END]
+    ids = ids[: ids.index(end)] if end in ids else ids
+    return tokenizer.decode(id for id in ids if id != tokenizer.encoder[_START]).strip()
