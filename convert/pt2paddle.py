@@ -11,9 +11,9 @@ import warnings
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed" is no news here
 
-from tqdm import tqdm  # noqa: E402
+from tqdm import tqdm
 
-from paddle_clip.converter import DTYPES, convert  # noqa: E402
+from paddle_clip.converter import DTYPES, convert
 
 
 def main():

@@ -10,6 +10,7 @@ does not import without torchvision: pip install torch; pip install --no-deps cl
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import math
 import os
 import sys
@@ -18,9 +19,11 @@ from dataclasses import asdict
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-from paddle_clip.presets import preset  # noqa: E402
+from paddle_clip.presets import preset
+from parity import digest
 
 
 def openai(name):
@@ -102,31 +105,43 @@ def load(path, dtype="float32"):
     return model
 
 
-def run(path, dtype, inputs, stages=(), gradients=False, train=False):
-    """Outputs of OpenAI's model, and of its modules named in `stages`, as {name: array}, tokens batch first."""
-    model = load(path, dtype).train(train)
+def run(job):
+    """Writes the outputs of OpenAI's model, and of its modules named in the job, tokens batch first.
+
+    Args:
+        job: path of the .json file that `parity.compare` writes.
+    """
+    with open(job) as file:
+        job = json.load(file)
+    inputs = np.load(job["inputs"])
+    model = load(job["checkpoint"], job["dtype"]).train(job["train"])
     outputs = {}
 
     def keep(name):
         def hook(_module, _inputs, output):
-            outputs[name] = output.transpose(0, 1) if ".resblocks." in f".{name}" else output
+            outputs[name] = output.transpose(0, 1) if "resblocks" in name else output
 
         return hook
 
     modules = dict(model.named_modules())
-    for name in stages:
+    for name in job["stages"]:
         modules[name].register_forward_hook(keep(name))
     images, tokens = torch.from_numpy(inputs["images"]).to(model.dtype), torch.from_numpy(inputs["tokens"])
-    with torch.set_grad_enabled(gradients):
-        outputs["image_features"], outputs["text_features"] = model.encode_image(images), model.encode_text(tokens)
+    with torch.set_grad_enabled(job["gradients"]):
         outputs["logits_per_image"], outputs["logits_per_text"] = model(images, tokens)
-    if gradients:
+        if not job["train"]:  # running the towers twice would update the batch norms twice
+            outputs["image_features"], outputs["text_features"] = model.encode_image(images), model.encode_text(tokens)
+    if job["gradients"]:
         labels = torch.arange(len(images))
         cross_entropy = torch.nn.functional.cross_entropy
         loss = cross_entropy(outputs["logits_per_image"], labels) + cross_entropy(outputs["logits_per_text"], labels)
         (loss / 2).backward()
         outputs.update({f"grad.{name}": parameter.grad for name, parameter in model.named_parameters()})
-    return {name: output.detach().numpy() for name, output in outputs.items()}
+    if job["digests"]:
+        for name, tensor in model.state_dict().items():
+            if not name.endswith("num_batches_tracked"):
+                outputs[f"digest.{name}"] = torch.tensor(digest(tensor.numpy()))
+    np.savez(job["outputs"], **{name: output.detach().numpy() for name, output in outputs.items()})
 
 
 def main():
@@ -136,7 +151,10 @@ def main():
     make.add_argument("preset", help="one of OpenAI's model names, such as RN50")
     make.add_argument("output", help="file to write")
     make.add_argument("--seed", type=int, default=0)
+    commands.add_parser("run", help="used by parity.py").add_argument("job")
     arguments = parser.parse_args()
+    if arguments.command == "run":
+        return run(arguments.job)
     try:
         save_archive(random_model(preset(arguments.preset).config, arguments.seed), arguments.output)
     except (ValueError, OSError, RuntimeError) as error:

@@ -29,35 +29,32 @@ _PLACES = {
     "transforms": ["image_transform"],
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
-_NO_PADDLE = (
-    "paddle_clip needs PaddlePaddle, which is not installed. On a CPU: pip install paddlepaddle. "
-    "On an NVIDIA GPU: pip install paddlepaddle-gpu"
-)
 
 __all__ = sorted(_PLACE_OF)
 
 # Paddle 2's library exports a zlib of its own. Loaded before Python's, it takes that one's place, and whatever
 # decompresses then crashes the process, Pillow's PNG reader too.
-ZLIB_IS_BROKEN = "paddle" in sys.modules and sys.modules["paddle"].__version__.startswith("2.")
+ZLIB_IS_BROKEN = getattr(sys.modules.get("paddle"), "__version__", "").startswith("2.")
 if ZLIB_IS_BROKEN:
     warnings.warn(
         "paddle was imported before paddle_clip: Paddle 2 then crashes Pillow on PNG images. Import paddle_clip first",
         RuntimeWarning,
         stacklevel=2,
     )
-if importlib.util.find_spec("paddle") is None:
+_NO_PADDLE = importlib.util.find_spec("paddle") is None and (
+    "paddle_clip needs PaddlePaddle, which is not installed. On a CPU: pip install paddlepaddle. "
+    "On an NVIDIA GPU: pip install paddlepaddle-gpu"
+)
+if _NO_PADDLE:
     warnings.warn(_NO_PADDLE, RuntimeWarning, stacklevel=2)
 
 
 def __getattr__(name):
     if name not in _PLACE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(f"{__name__}.{_PLACE_OF[name]}"), name)
-    except ModuleNotFoundError as error:
-        if error.name == "paddle":
-            raise ImportError(_NO_PADDLE) from error
-        raise
+    if _NO_PADDLE and name != "CheckpointError":
+        raise ImportError(_NO_PADDLE)
+    return getattr(importlib.import_module(f"{__name__}.{_PLACE_OF[name]}"), name)
 
 
 def __dir__():

@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 from . import archives, weights
 from .errors import CheckpointError
@@ -20,7 +20,7 @@ class Report(NamedTuple):
     official: Optional[str]  # name of the official file whose SHA-256 the input has, or None
     sha256: str  # of the input
     tensors: int
-    dropped: List[str]  # tensors of the input that are not weights
+    dropped: list[str]  # tensors of the input that are not weights
     bytes: int  # of the output
     seconds: float
 

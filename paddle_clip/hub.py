@@ -72,6 +72,11 @@ def load(name_or_path, dtype="float32", cache_dir=None):
     return model, image_transform(config.image_resolution)
 
 
+def url_of(row):
+    """Where OpenAI publishes the file of a preset."""
+    return f"{BASE_URL}/{row.sha256}/{row.file}"
+
+
 def _require_dtype(dtype):
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -100,7 +105,7 @@ def _cached(row, cache_dir):
 
 def _fetch(row, path):
     """Makes `path` the official file of a preset, continuing an interrupted download."""
-    url = f"{BASE_URL}/{row.sha256}/{row.file}"
+    url = url_of(row)
     if os.path.exists(path):
         if archives.sha256(path) != row.sha256:
             raise CheckpointError(

@@ -6,6 +6,7 @@ Shape letters: B batch, C channels, L tokens, D width, H heads, E joint embeddin
 
 import math
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -34,6 +35,11 @@ def _normal(param, std):
     nn.initializer.Normal(0.0, std)(param)
 
 
+EPSILON = 1e-5
+# Paddle's kernels hold epsilon as a float32, 2.5e-13 below 1e-5: enough to show in float64 where a variance is small.
+EPSILON_SHORTFALL = EPSILON - float(np.float32(EPSILON))
+
+
 def _float32_if_half(x):
     return x.astype("float32") if x.dtype in HALF_PRECISION else x
 
@@ -46,16 +52,19 @@ class BatchNorm2D(nn.BatchNorm2D):
     """
 
     def __init__(self, num_features):
-        super().__init__(num_features, momentum=0.9, epsilon=1e-5)  # Paddle's 0.9 is PyTorch's 0.1
+        super().__init__(num_features, momentum=0.9, epsilon=EPSILON)  # Paddle's 0.9 is PyTorch's 0.1
         for name in ("_mean", "_variance"):
             statistic = self._parameters.pop(name)
             self.register_buffer(name, statistic.detach())
 
     def forward(self, x):
+        variance = self._variance
+        if x.dtype == paddle.float64 and not self.training:
+            variance = variance + EPSILON_SHORTFALL
         y = F.batch_norm(
             _float32_if_half(x),
             self._mean,
-            self._variance,
+            variance,
             self.weight,
             self.bias,
             training=self.training,
@@ -194,6 +203,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x):
         weight, bias = _float32_if_half(self.weight), _float32_if_half(self.bias)
+        if x.dtype == paddle.float64:  # norm(x, ε) = norm(cx, c²ε), and the kernel's epsilon is c²ε
+            x = x * (1 - EPSILON_SHORTFALL / EPSILON) ** 0.5
         return F.layer_norm(_float32_if_half(x), self._normalized_shape, weight, bias, self._epsilon).astype(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Pickles read as data: a tree of dicts, lists, tuples and inert nodes. Nothing a pickle names is imported or called."""
+"""Pickles read as data: dicts, lists, tuples and inert nodes. Nothing a pickle names is imported or called."""
 
 import struct
 
@@ -10,7 +10,7 @@ MAX_OPCODES = 1_000_000  # an official checkpoint needs fewer than 100,000; boun
 class Node:
     """What a pickle would have made by calling `name(*args)`: the name, the arguments and what was put in later."""
 
-    __slots__ = ("name", "args", "items", "state")
+    __slots__ = ("args", "items", "name", "state")
 
     def __init__(self, name, args=()):
         self.name = name  # "module.name"

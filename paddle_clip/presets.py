@@ -1,7 +1,7 @@
 """The nine published architectures: one frozen config each, one table, one factory function each."""
 
 from dataclasses import asdict, dataclass
-from typing import Optional, Tuple, Union
+from typing import Optional, Union
 
 __all__ = [
     "PRESETS",
@@ -30,7 +30,7 @@ class CLIPConfig:
     embed_dim: int  # width of the joint embedding
     # vision
     image_resolution: int  # side of the square input image, in pixels
-    vision_layers: Union[Tuple[int, int, int, int], int]  # blocks of the four ResNet stages, or transformer layers
+    vision_layers: Union[tuple[int, int, int, int], int]  # blocks of the four ResNet stages, or transformer layers
     vision_width: int  # of the ResNet stem or the vision transformer
     vision_patch_size: Optional[int]  # pixels; None for a ResNet
     # text

@@ -42,7 +42,7 @@ def _open(image):
             raise ValueError(f"cannot read {image} as an image: {error}") from error
         return opened
     array = np.asarray(image)
-    if array.dtype != np.uint8 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (3, 4)):
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
         raise ValueError(
             f"an image is a PIL image, a path, or a uint8 array [H, W], [H, W, 3] or [H, W, 4]; found {array.dtype} "
             f"{list(array.shape)}"

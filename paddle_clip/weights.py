@@ -1,7 +1,7 @@
 """OpenAI's names and layouts <-> ours: pure dict -> dict, strict, without torch or paddle."""
 
 import re
-from typing import Dict, List, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +33,8 @@ class Weights(NamedTuple):
     """What a checkpoint says: the model's sizes, its arrays under our names in our layouts, and what was left out."""
 
     config: CLIPConfig
-    arrays: Dict[str, np.ndarray]
-    dropped: List[str]
+    arrays: dict[str, np.ndarray]
+    dropped: list[str]
 
 
 def from_checkpoint(tensors, source="the state dict"):
@@ -54,7 +54,7 @@ def from_checkpoint(tensors, source="the state dict"):
         arrays, dropped = dict(tensors), []
     else:
         dropped = sorted(name for name in tensors if DROPPED.fullmatch(name))
-        arrays = dict(_to_paddle(name, array) for name, array in tensors.items() if name not in dropped)
+        arrays = dict(to_paddle(name, array) for name, array in tensors.items() if name not in dropped)
 
     shapes = {name: array.shape for name, array in arrays.items()}
     config = config_from_shapes(shapes, source)
@@ -65,7 +65,8 @@ def from_checkpoint(tensors, source="the state dict"):
     return Weights(config, arrays, dropped)
 
 
-def _to_paddle(name, array):
+def to_paddle(name, array):
+    """Our name and layout of one of OpenAI's tensors; the array is a view."""
     for pattern, ours, transposed in RULES:
         match = re.fullmatch(pattern, name)
         if match:
@@ -98,14 +99,14 @@ def config_from_shapes(shapes, source="the state dict"):
         return max((int(match[1]) + 1 for match in map(pattern.match, shapes) if match), default=0)
 
     text_width = size("ln_final.weight", 0, 1)
-    sizes = dict(
-        embed_dim=size("text_projection", 1, 2),
-        context_length=size("positional_embedding", 0, 2),
-        vocab_size=size("token_embedding.weight", 0, 2),
-        transformer_width=text_width,
-        transformer_heads=text_width // 64,
-        transformer_layers=blocks("transformer.resblocks"),
-    )
+    sizes = {
+        "embed_dim": size("text_projection", 1, 2),
+        "context_length": size("positional_embedding", 0, 2),
+        "vocab_size": size("token_embedding.weight", 0, 2),
+        "transformer_width": text_width,
+        "transformer_heads": text_width // 64,
+        "transformer_layers": blocks("transformer.resblocks"),
+    }
     if "visual.proj" in shapes:
         patch = size("visual.conv1.weight", 3, 4)
         grid = round((size("visual.positional_embedding", 0, 2) - 1) ** 0.5)

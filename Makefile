@@ -1,0 +1,40 @@
+# make demo   convert a checkpoint made by OpenAI's own code and compare Paddle with PyTorch on it
+# make test   run the tests
+# make parity compare all nine architectures at full size (about 15 minutes, 16 GiB)
+#
+# Each sets up what it needs in .venv-<Paddle version>, once. PADDLE=2.6.2 chooses another Paddle, PYTHON another Python.
+
+PADDLE ?= 3.3.1
+PYTHON ?= python3
+VENV := .venv-$(PADDLE)
+BIN := $(VENV)/bin
+# Paddle 2 was built against numpy 1.
+NUMPY := $(if $(filter 2.%,$(PADDLE)),numpy<2,numpy>=2)
+export GLOG_minloglevel = 2
+
+.PHONY: demo test lint parity clean
+
+test: $(VENV)/ready lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+demo: $(VENV)/ready
+	mkdir -p .demo
+	$(BIN)/python convert/reference.py make RN50 .demo/RN50.pt
+	$(BIN)/python convert/pt2paddle.py .demo/RN50.pt
+	$(BIN)/python convert/parity.py .demo/RN50.pt
+
+parity: $(VENV)/ready
+	$(BIN)/python convert/parity.py --all
+
+$(VENV)/ready: setup.py Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' 'paddlepaddle==$(PADDLE)' '$(NUMPY)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps clip-anytorch==2.6.0
+	touch $@
+
+clean:
+	rm -rf .venv-* .demo build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,268 @@
+"""Compares Paddle with OpenAI's PyTorch code on one checkpoint: `python convert/parity.py RN50.pt`.
+
+The checkpoint is converted; then PyTorch runs the original and Paddle the result on the same inputs, in two processes
+(their GPU builds clash in one), in float64, which tells whether they compute the same function, and in float32, which
+tells how they round. Exits 1 if a difference is past its bound. The reference needs torch and clip-anytorch, see
+reference.py.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, os.pardir))
+warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed": the process that needs it says so
+
+import numpy as np
+
+from paddle_clip import archives, weights
+from paddle_clip.converter import convert
+from paddle_clip.presets import PRESETS, preset_of
+
+OUTPUTS = ("image_features", "text_features", "logits_per_image", "logits_per_text")
+# Largest difference in float64, relative to the largest value of each output. Same function, different order of sums:
+# 3e-14 was measured at worst over the nine architectures.
+FLOAT64_BOUND = 1e-10
+# Paddle's float32 error against PyTorch's float64 result, over PyTorch's own float32 error against it.
+FLOAT32_RATIO = 3.0
+
+
+class ParityError(RuntimeError):
+    """One of the two sides did not run; the message is what it printed."""
+
+
+def random_inputs(config, batch=4, seed=0):
+    """Images [B, 3, R, R] and tokens [B, L] whose end-of-text stands at a different place in each row."""
+    random = np.random.default_rng(seed)
+    images = random.standard_normal((batch, 3, config.image_resolution, config.image_resolution))
+    tokens = np.zeros((batch, config.context_length), np.int64)
+    for row, length in zip(tokens, np.linspace(config.context_length, 3, batch).astype(int)):
+        row[0] = config.vocab_size - 2
+        row[1 : length - 1] = random.integers(1, config.vocab_size - 2, length - 2)
+        row[length - 1] = config.vocab_size - 1
+    return {"images": images, "tokens": tokens}
+
+
+def ones_inputs(config):
+    """One grey image and one text of ones, for which figures of the official files are published."""
+    resolution = config.image_resolution
+    return {
+        "images": np.full((1, 3, resolution, resolution), 0.5),
+        "tokens": np.ones((1, config.context_length), np.int64),
+    }
+
+
+def stages(config):
+    """Names of the modules to compare, which are the same on both sides: from the stem to the last block."""
+    if config.vision_patch_size is None:
+        vision = ["visual.avgpool", *(f"visual.layer{stage}" for stage in (1, 2, 3, 4)), "visual.attnpool"]
+    else:
+        blocks = (f"visual.transformer.resblocks.{index}" for index in range(config.vision_layers))
+        vision = ["visual.conv1", "visual.ln_pre", *blocks, "visual.ln_post"]
+    return [*vision, *(f"transformer.resblocks.{index}" for index in range(config.transformer_layers))]
+
+
+def digest(array):
+    """SHA-256 of an array's shape and float32 numbers, as a list of integers."""
+    content = str(array.shape).encode() + np.ascontiguousarray(array, np.float32).tobytes()
+    return list(hashlib.sha256(content).digest())
+
+
+def compare(checkpoint, converted, inputs, dtype, names=(), gradients=False, digests=False, train=False, device="cpu"):
+    """Runs both sides on the same inputs.
+
+    Args:
+        checkpoint: the file OpenAI's code loads.
+        converted: the file Paddle loads.
+        inputs: {"images": [B, 3, R, R], "tokens": [B, L]}.
+        dtype: "float64" or "float32".
+        names: modules whose outputs to return too, see `stages`.
+        gradients: whether to return d loss / d parameter as "grad.<our name>", of the contrastive loss.
+        digests: whether to return the `digest` of every parameter and buffer, in OpenAI's layout, as
+            "digest.<OpenAI's name>".
+        train: whether batch norms use the batch's statistics.
+        device: Paddle's; PyTorch runs on the CPU.
+
+    Returns:
+        Two dicts {name: array}, Paddle's and PyTorch's.
+
+    Raises:
+        ParityError: if a side fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(os.path.join(folder, "inputs.npz"), **inputs)
+        job = {"inputs": os.path.join(folder, "inputs.npz"), "dtype": dtype, "stages": list(names)}
+        job.update(gradients=gradients, digests=digests, train=train, device=device)
+        paddle = _side([os.path.join(HERE, "parity.py"), "--run"], folder, "paddle", checkpoint=converted, **job)
+        torch = _side([os.path.join(HERE, "reference.py"), "run"], folder, "torch", checkpoint=checkpoint, **job)
+    gradients = {name: torch.pop(name) for name in list(torch) if name.startswith("grad.")}
+    for name, gradient in gradients.items():
+        ours, gradient = weights.to_paddle(name[len("grad.") :], gradient)
+        torch[f"grad.{ours}"] = gradient
+    return paddle, torch
+
+
+def _side(command, folder, name, **job):
+    job["outputs"] = os.path.join(folder, f"{name}.npz")
+    path = os.path.join(folder, f"{name}.json")
+    with open(path, "w") as file:
+        json.dump(job, file)
+    # TF32 would round the float32 products of newer GPUs to 10 bits.
+    environment = {**os.environ, "NVIDIA_TF32_OVERRIDE": "0", "GLOG_minloglevel": "2"}
+    done = subprocess.run([sys.executable, *command, path], env=environment, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ParityError(f"the {name} side failed: {done.stderr.strip().splitlines()[-1]}")
+    with np.load(job["outputs"]) as outputs:
+        return dict(outputs)
+
+
+def run(path):
+    """Paddle's side of `compare`: the counterpart of `reference.run`."""
+    import paddle
+
+    import paddle_clip
+
+    with open(path) as file:
+        job = json.load(file)
+    paddle.set_device(job["device"])
+    inputs = np.load(job["inputs"])
+    model, _ = paddle_clip.load(job["checkpoint"], job["dtype"])
+    if job["train"]:
+        model.train()
+    outputs = {}
+
+    def keep(name):
+        def hook(_layer, _inputs, output):
+            outputs[name] = output
+
+        return hook
+
+    layers = dict(model.named_sublayers())
+    for name in job["stages"]:
+        layers[name].register_forward_post_hook(keep(name))
+    images, tokens = paddle.to_tensor(inputs["images"]).astype(job["dtype"]), paddle.to_tensor(inputs["tokens"])
+    with paddle.set_grad_enabled(job["gradients"]):
+        outputs["logits_per_image"], outputs["logits_per_text"] = model(images, tokens)
+        if not job["train"]:
+            outputs["image_features"], outputs["text_features"] = model.encode_image(images), model.encode_text(tokens)
+    if job["gradients"]:
+        labels = paddle.arange(len(images))
+        cross_entropy = paddle.nn.functional.cross_entropy
+        loss = cross_entropy(outputs["logits_per_image"], labels) + cross_entropy(outputs["logits_per_text"], labels)
+        (loss / 2).backward()
+        outputs.update({f"grad.{name}": parameter.grad for name, parameter in model.named_parameters()})
+    if job["digests"]:
+        linears = {f"{name}.weight" for name, layer in layers.items() if isinstance(layer, paddle.nn.Linear)}
+        for name, tensor in model.state_dict().items():
+            array = tensor.numpy().T if name in linears else tensor.numpy()
+            for ours, openai in (("._mean", ".running_mean"), ("._variance", ".running_var"), ("in_proj.", "in_proj_")):
+                name = name.replace(ours, openai)
+            outputs[f"digest.{name}"] = paddle.to_tensor(digest(array))
+    np.savez(job["outputs"], **{name: output.numpy() for name, output in outputs.items()})
+
+
+def difference(ours, theirs):
+    """The largest absolute difference of two arrays, and its ratio to the largest absolute value of the second."""
+    absolute = float(np.max(np.abs(ours - theirs)))
+    return absolute, absolute / max(float(np.max(np.abs(theirs))), np.finfo(np.float64).tiny)
+
+
+def error_ratio(ours, theirs, truth):
+    """Our float32 error over theirs, both against the float64 truth; theirs counts as half a unit in the last place
+    of the largest value where it is smaller by luck."""
+    unit = np.spacing(np.float32(np.max(np.abs(truth)))) / 2
+    return difference(ours, truth)[0] / max(difference(theirs, truth)[0], unit)
+
+
+def measure(checkpoint, device="cpu", show_stages=False):
+    """Prints the parity rows of a checkpoint and returns the list of bounds that do not hold."""
+    config, _, _ = weights.from_checkpoint(archives.read(checkpoint), checkpoint)
+    row = preset_of(config)
+    model = row.name if row else os.path.basename(checkpoint)
+    failures = []
+    with tempfile.TemporaryDirectory() as folder:
+        converted = os.path.join(folder, "converted.pdparams")
+        convert(checkpoint, converted, dtype="keep")
+        for kind, inputs in (("ones", ones_inputs(config)), ("random", random_inputs(config))):
+            names = stages(config) if show_stages else ()
+            ours, truth = compare(checkpoint, converted, inputs, "float64", names, device=device)
+            _row(f"{model}, {kind}, float64", ours, truth, OUTPUTS)
+            for name in names:
+                _row(f"  {name}", ours, truth, [name])
+            for name in (*names, *OUTPUTS):
+                relative = difference(ours[name], truth[name])[1]
+                if not relative <= FLOAT64_BOUND:  # a NaN fails
+                    failures.append(f"{model}, {kind}: {name} differs by {relative:.1e} in float64 > {FLOAT64_BOUND}")
+            ours, theirs = compare(checkpoint, converted, inputs, "float32", device=device, digests=kind == "ones")
+            if kind == "ones":
+                failures += _compare_digests(model, ours, theirs)
+            _row(f"{model}, {kind}, float32", ours, theirs, OUTPUTS)
+            ratios = {name: error_ratio(ours[name], theirs[name], truth[name]) for name in OUTPUTS}
+            worst = max(ratios, key=ratios.get)
+            if not ratios[worst] <= FLOAT32_RATIO:
+                failures.append(f"{model}, {kind}: float32 error of {worst} is {ratios[worst]:.2f} x PyTorch's > 3")
+            print(f"{'  float32 error / PyTorch`s, against float64':<42} | {ratios[worst]:>10.2f} at worst ({worst})")
+    return failures
+
+
+def _compare_digests(model, ours, theirs):
+    names = {name for name in (*ours, *theirs) if name.startswith("digest.")}
+    wrong = sorted(name[len("digest.") :] for name in names if not np.array_equal(ours.get(name), theirs.get(name)))
+    print(f"  {len(names) - len(wrong)} of {len(names)} tensors equal PyTorch's name for name and bit for bit")
+    return [f"{model}: {', '.join(wrong)} differ from PyTorch's"] if wrong else []
+
+
+def _row(label, ours, theirs, names):
+    differences = [difference(ours[name], theirs[name]) for name in names]
+    absolute, relative = (max(column) for column in zip(*differences))
+    values = [side[names[-1]].flat[0] for side in (ours, theirs)]
+    print(f"{label:<42} | {values[0]:>10.4f} | {values[1]:>10.4f} | {absolute:>12.1e} | {relative:>12.1e}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="*", metavar="FILE", help="OpenAI .pt checkpoints")
+    parser.add_argument("--all", action="store_true", help="make and compare all nine presets, with random weights")
+    parser.add_argument("--device", default="cpu", help="Paddle's: cpu (default), gpu, gpu:1, …")
+    parser.add_argument("--stages", action="store_true", help="one row for each stage and block too")
+    parser.add_argument("--run", metavar="JOB", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        return run(arguments.run)
+    if not arguments.files and not arguments.all:
+        parser.error("name a checkpoint, such as RN50.pt, or --all")
+
+    print(f"{'Model':<42} | {'Paddle':>10} | {'PyTorch':>10} | {'max abs diff':>12} | {'max rel diff':>12}")
+    if arguments.device != "cpu":
+        print(f"(Paddle on {arguments.device}, TF32 off)")
+    failures = []
+    for file in arguments.files:
+        failures += _measure_or_fail(file, arguments)
+    if arguments.all:
+        with tempfile.TemporaryDirectory() as folder:
+            for row in PRESETS:
+                path = os.path.join(folder, row.file)
+                reference = os.path.join(HERE, "reference.py")
+                subprocess.run([sys.executable, reference, "make", row.name, path], check=True, stdout=sys.stderr)
+                failures += _measure_or_fail(path, arguments)
+                os.unlink(path)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return int(bool(failures))
+
+
+def _measure_or_fail(file, arguments):
+    try:
+        return measure(file, arguments.device, arguments.stages)
+    except (ValueError, OSError, ParityError) as error:
+        return [" ".join(str(error).split())]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

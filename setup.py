@@ -1,0 +1,28 @@
+"""Installs the package `paddle_clip` and nothing else: convert/, tests/ and presets.py stay in the clone."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+CPU = ["paddlepaddle>=2.6.2"]
+
+setup(
+    name="paddle-clip",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "paddle_clip" / "__init__.py").read_text(encoding="utf-8"))[1],
+    description="OpenAI's CLIP on PaddlePaddle, with a converter of OpenAI's checkpoints and proof of the numbers",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=["paddle_clip"],
+    package_data={"paddle_clip": ["data/*"]},
+    python_requires=">=3.9",
+    install_requires=["numpy", "pillow", "ftfy", "regex", "tqdm", "filelock"],
+    extras_require={
+        "cpu": CPU,
+        "gpu": ["paddlepaddle-gpu>=2.6.2"],
+        # The reference itself, clip-anytorch, is installed by `make` with --no-deps: its own would bring torchvision.
+        "test": [*CPU, "pytest>=7", "ruff", "torch==2.13.0"],
+    },
+)

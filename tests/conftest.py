@@ -1,0 +1,71 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "convert")]
+
+import paddle_clip  # noqa: F401  isort: skip  before paddle, see paddle_clip.ZLIB_IS_BROKEN
+import paddle
+
+
+def _gpu_missing():
+    if not paddle.device.is_compiled_with_cuda():
+        return "this build of Paddle has no CUDA"
+    if not paddle.device.cuda.device_count():
+        return "Paddle finds no GPU"
+    return None
+
+
+DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.skipif(bool(_gpu_missing()), reason=str(_gpu_missing())))]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Runs the test on the CPU, and on the GPU where there is one."""
+    paddle.set_device(request.param)
+    yield request.param
+    paddle.set_device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu():
+    paddle.set_device("cpu")
+    paddle.seed(0)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """The folder of the checkpoints that make_files.py wrote."""
+    folder = tmp_path_factory.mktemp("files")
+    script = os.path.join(ROOT, "tests", "make_files.py")
+    subprocess.run([sys.executable, script, str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture
+def arrays_of(files):
+    """A function returning the arrays PyTorch saw in a file, by its stem."""
+
+    def load(stem):
+        with np.load(files / f"{stem}.npz") as arrays:
+            return dict(arrays)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def run():
+    """A function running a script of the repository; returns the completed process, output as text."""
+
+    def call(*arguments, cwd=ROOT, **environment):
+        command = [sys.executable, *map(str, arguments)]
+        environment = {**os.environ, "GLOG_minloglevel": "2", **environment}
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+
+    return call

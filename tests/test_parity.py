@@ -1,0 +1,139 @@
+"""PyTorch and Paddle on identical inputs, stage by stage: the reference is OpenAI's code, every weight random."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+
+import parity
+from paddle_clip import presets
+from paddle_clip.converter import convert
+from variants import VARIANTS
+
+BOTH = pytest.mark.parametrize("variant", sorted(VARIANTS))
+# Gradients pass through every layer twice, and through cancelling sums: 1e-12 was measured at worst.
+GRADIENT_BOUND = 1e-10
+PARITY = os.path.join("convert", "parity.py")
+# Published for the official files: the logit of a grey image and a text of ones; OpenAI's README and hub tests.
+PUBLISHED = {"RN50": 18.1140, "RN101": 33.5211, "RN50x4": 29.5482, "ViT-B/32": 27.5936}
+
+
+@pytest.fixture(scope="module")
+def pairs(files, tmp_path_factory):
+    """A function returning a variant's checkpoint and its conversion."""
+    folder = tmp_path_factory.mktemp("converted")
+
+    def pair(variant):
+        converted = folder / f"{variant}.pdparams"
+        convert(files / f"{variant}.pt", converted)
+        return str(files / f"{variant}.pt"), str(converted)
+
+    return pair
+
+
+@BOTH
+def test_float64_stage_by_stage(pairs, variant, device):
+    config = VARIANTS[variant]
+    names = parity.stages(config)
+    inputs = parity.random_inputs(config)
+    ours, theirs = parity.compare(*pairs(variant), inputs, "float64", names, device=device)
+    assert ours.keys() == theirs.keys() == {*names, *parity.OUTPUTS}
+    for name, array in theirs.items():
+        assert array.dtype == ours[name].dtype == np.float64
+        assert parity.difference(ours[name], array)[1] <= parity.FLOAT64_BOUND, name
+    rows = theirs["text_features"]
+    assert len(np.unique(rows.round(6), axis=0)) == len(rows)  # the texts differ, so a wrong row would show
+
+
+@BOTH
+def test_float32_rounds_like_pytorch(pairs, variant, device):
+    config = VARIANTS[variant]
+    inputs = parity.random_inputs(config, batch=8)
+    _, truth = parity.compare(*pairs(variant), inputs, "float64")
+    ours, theirs = parity.compare(*pairs(variant), inputs, "float32", device=device)
+    for name in parity.OUTPUTS:
+        assert ours[name].dtype == np.float32
+        assert parity.error_ratio(ours[name], theirs[name], truth[name]) <= parity.FLOAT32_RATIO, name
+
+
+@BOTH
+@pytest.mark.parametrize("train", [False, True])
+def test_gradients_of_every_parameter(pairs, variant, device, train):
+    config = VARIANTS[variant]
+    inputs = parity.random_inputs(config)
+    ours, theirs = parity.compare(*pairs(variant), inputs, "float64", gradients=True, train=train, device=device)
+    names = {f"grad.{name}" for name, _ in presets.build(config).named_parameters()}
+    assert names == {name for name in ours if name.startswith("grad.")}
+    assert ours.keys() == theirs.keys()
+    largest = max(np.max(np.abs(theirs[name])) for name in names)
+    for name in names:
+        # A key's bias has no gradient in exact arithmetic: what rounding leaves of it is compared with the others'.
+        scale = max(np.max(np.abs(theirs[name])), 1e-4 * largest)
+        assert np.max(np.abs(ours[name] - theirs[name])) <= GRADIENT_BOUND * scale, name
+
+
+@BOTH
+def test_the_command_prints_the_table(run, files, variant):
+    done = run(PARITY, files / f"{variant}.pt", "--stages")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")] == [
+        "Model",
+        "Paddle",
+        "PyTorch",
+        "max abs diff",
+        "max rel diff",
+    ]
+    labels = [line.split("|")[0].strip() for line in lines]
+    for kind in ("ones", "random"):
+        assert {f"{variant}.pt, {kind}, float64", f"{variant}.pt, {kind}, float32"} <= set(labels)
+    assert set(parity.stages(VARIANTS[variant])) <= set(labels)
+    equal = re.search(r"(\d+) of (\d+) tensors equal", done.stdout)
+    assert equal[1] == equal[2]
+
+
+def test_the_command_fails_past_its_bounds(run, files, tmp_path):
+    """A model that swaps ln_1 and ln_2 is found, and so is a converter that forgets a transpose."""
+    swapped = "import sys; sys.path[:0] = ['convert']; import parity; from paddle_clip import {0}; "
+    for module, change in (
+        ("weights", "weights.RULES = [(p, n, t and 'out_proj' not in p) for p, n, t in weights.RULES]; "),
+        ("weights", "weights.RULES = [(r'(.+)\\.ln_1\\.(.+)', r'\\1.ln_2.\\2', False), "
+                    "(r'(.+)\\.ln_2\\.(.+)', r'\\1.ln_1.\\2', False), *weights.RULES]; "),
+    ):  # fmt: skip
+        main = f"sys.argv = ['parity.py', {str(files / 'vit.pt')!r}]; sys.exit(parity.main())"
+        done = run("-c", swapped.format(module) + change + main)
+        assert done.returncode == 1
+        assert "in float64 > 1e-10" in done.stderr
+        assert "differ from PyTorch's" in done.stderr
+
+
+def test_the_command_refuses_what_is_no_checkpoint(run, files, tmp_path):
+    (tmp_path / "x.pt").write_text("no")
+    for file, words in (("none.pt", "No such file"), ("x.pt", "not a checkpoint")):
+        done = run(PARITY, tmp_path / file)
+        assert done.returncode == 1
+        assert re.fullmatch(rf"error: .*{words}.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_logits(name):
+    folder = os.environ.get("PADDLE_CLIP_WEIGHTS")
+    row = presets.preset(name)
+    if not folder or not os.path.exists(os.path.join(folder, row.file)):
+        pytest.skip(f"PADDLE_CLIP_WEIGHTS names no folder with the official {row.file}")
+    import paddle
+
+    import paddle_clip
+
+    model, preprocess = paddle_clip.load(os.path.join(folder, row.file))
+    resolution = row.config.image_resolution
+    with paddle.no_grad():
+        logits, _ = model(paddle.ones([1, 3, resolution, resolution]) / 2, paddle.ones([1, 77], dtype="int64"))
+        assert float(logits) == pytest.approx(PUBLISHED[name], abs=1e-3)
+        picture = os.path.join(folder, "CLIP.png")
+        if name == "ViT-B/32" and os.path.exists(picture):
+            texts = paddle_clip.tokenize(["a diagram", "a dog", "a cat"])
+            logits, _ = model(preprocess(picture).unsqueeze(0), texts)
+            probabilities = paddle.nn.functional.softmax(logits, axis=-1).numpy()[0]
+            np.testing.assert_allclose(probabilities, [0.9927937, 0.00421068, 0.00299572], atol=1e-4)

@@ -1,0 +1,125 @@
+"""Preprocessing, to the bit, against PIL and PyTorch's own steps of OpenAI's transform."""
+
+import io
+import itertools
+
+import numpy as np
+import paddle
+import pytest
+import torch
+from PIL import Image
+
+from paddle_clip import image_transform
+
+SIZES = [(1, 1000), (1000, 1), (3, 2), (1, 1), (224, 224), (225, 224), (640, 480), (333, 500), (96, 97), (224, 301)]
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16", "La", "RGBX", "RGBa"]
+
+
+def reference(image, resolution):
+    """torchvision's Resize, CenterCrop, ToTensor and Normalize, with OpenAI's conversion to RGB between."""
+    width, height = image.size
+    if width <= height:
+        size = (resolution, int(resolution * height / width))
+    else:
+        size = (int(resolution * width / height), resolution)
+    image = image.resize(size, Image.BICUBIC)
+    top, left = round((size[1] - resolution) / 2.0), round((size[0] - resolution) / 2.0)
+    image = image.crop((left, top, left + resolution, top + resolution)).convert("RGB")
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    mean = torch.as_tensor((0.48145466, 0.4578275, 0.40821073), dtype=torch.float32)
+    std = torch.as_tensor((0.26862954, 0.26130258, 0.27577711), dtype=torch.float32)
+    return tensor.sub_(mean[:, None, None]).div_(std[:, None, None]).numpy()
+
+
+def make(mode, size):
+    random = np.random.default_rng(size[0])
+    shape = (size[1], size[0])
+    if mode == "I;16":
+        return Image.fromarray(random.integers(0, 1 << 16, shape).astype(np.uint16))
+    if mode in ("I", "F"):
+        return Image.fromarray(random.integers(0, 400, shape).astype(np.int32 if mode == "I" else np.float32))
+    image = Image.fromarray(random.integers(0, 256, (*shape, 4), dtype=np.uint8))
+    if mode == "HSV" or mode == "LAB":
+        return Image.merge(mode, image.split()[:3])
+    if mode == "La":
+        return image.convert("LA").convert("La")
+    if mode in ("CMYK", "RGBX"):
+        return Image.merge(mode, image.split())
+    return image.convert(mode if mode in ("LA", "RGBA", "RGBa") else "RGB").convert(mode)
+
+
+def check(image, resolution=224):
+    result = image_transform(resolution)(image)
+    assert isinstance(result, paddle.Tensor)
+    np.testing.assert_array_equal(result.numpy(), reference(image, resolution), strict=True)
+
+
+@pytest.mark.parametrize(("mode", "size"), list(itertools.product(MODES, SIZES)))
+def test_every_mode_and_size(mode, size):
+    try:
+        image = make(mode, size)
+        reference(image, 224)
+    except (ValueError, OSError) as error:
+        with pytest.raises(type(error)):  # what PIL cannot do fails here as it fails in OpenAI's code
+            image_transform(224)(make(mode, size))
+    else:
+        check(image)
+
+
+@pytest.mark.parametrize("resolution", [224, 288, 336, 384, 448])
+def test_every_resolution(resolution):
+    check(make("RGB", (641, 427)), resolution)
+
+
+def test_palette_with_transparency():
+    image = make("RGB", (120, 80)).convert("P", palette=Image.Palette.ADAPTIVE)
+    image.info["transparency"] = 3
+    check(image)
+    content = io.BytesIO()
+    image.save(content, "PNG", transparency=3)
+    check(Image.open(content))
+
+
+def test_exif_rotation_is_left_as_openai_leaves_it(tmp_path):
+    image = make("RGB", (60, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "x.jpg", exif=exif)
+    opened = Image.open(tmp_path / "x.jpg")
+    assert opened.size == (60, 40)
+    expected = reference(opened, 224)
+    np.testing.assert_array_equal(image_transform(224)(tmp_path / "x.jpg").numpy(), expected)
+    np.testing.assert_array_equal(image_transform(224)(str(tmp_path / "x.jpg")).numpy(), expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_files(tmp_path, format):
+    make("RGB", (120, 81)).save(tmp_path / f"x.{format}")
+    expected = reference(Image.open(tmp_path / f"x.{format}"), 224)
+    np.testing.assert_array_equal(image_transform(224)(tmp_path / f"x.{format}").numpy(), expected)
+
+
+def test_arrays():
+    for shape in ((90, 130, 3), (90, 130, 4), (90, 130)):
+        array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        expected = reference(Image.fromarray(array), 224)
+        np.testing.assert_array_equal(image_transform(224)(array).numpy(), expected)
+        np.testing.assert_array_equal(image_transform(224)(paddle.to_tensor(array)).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros([9, 9, 3], np.float32), np.zeros([9, 9, 2], np.uint8), np.zeros(9, np.uint8)]
+)
+def test_other_arrays_are_refused(array):
+    with pytest.raises(ValueError, match=r"a path, or a uint8 array .*found"):
+        image_transform(224)(array)
+
+
+def test_unreadable_images_are_named(tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
+    content = io.BytesIO()
+    make("RGB", (120, 80)).save(content, "PNG")
+    (tmp_path / "short.png").write_bytes(content.getvalue()[:2000])
+    for name in ("text.png", "short.png", "none.png"):
+        with pytest.raises(ValueError, match=f"cannot read .*{name} as an image: "):
+            image_transform(224)(tmp_path / name)
