@@ -72,7 +72,11 @@ def random_model(config, seed=0):
 
 
 def save_archive(model, path):
-    """Saves a model as OpenAI does: traced, with three sizes as 0-d int64 buffers."""
+    """Saves a model in OpenAI's format: a TorchScript archive with three sizes as 0-d int64 buffers.
+
+    It is traced in float32, since float16 convolutions take minutes on a CPU, and its weights rounded to the published
+    mix afterwards: the tensors are as OpenAI's are, while the traced program, which nobody runs, is a float32 one.
+    """
     resolution, length = model.visual.input_resolution, model.context_length
     sizes = {"input_resolution": resolution, "context_length": length, "vocab_size": model.vocab_size}
     for name, size in sizes.items():
@@ -82,7 +86,9 @@ def save_archive(model, path):
     inputs = {"forward": (image, text), "encode_image": image, "encode_text": text}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, and warns about the model's asserts
-        torch.jit.save(torch.jit.trace_module(model, inputs, check_trace=False), path)
+        traced = torch.jit.trace_module(model.float(), inputs, check_trace=False)
+        openai("model").convert_weights(model)
+        torch.jit.save(traced, path)
 
 
 def load(path, dtype="float32"):

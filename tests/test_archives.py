@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import paddle
 import pytest
+import torch
 
 from paddle_clip import CheckpointError, archives, pickles
 
@@ -271,12 +272,14 @@ def test_written_files_have_the_usual_permissions(tmp_path):
     assert os.stat(tmp_path / "x").st_mode & 0o777 == 0o644
 
 
-def test_cast_rounds_like_paddle():
+def test_cast_rounds_like_pytorch():
     random = np.random.default_rng(0)
     array = (random.standard_normal(100_000) * 10.0 ** random.integers(-30, 30, 100_000)).astype(np.float32)
     array[:4] = [0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8]  # the last two are ties
-    expected = paddle.to_tensor(array).astype("bfloat16").numpy()
+    expected = torch.from_numpy(array).bfloat16().view(torch.int16).numpy().view(np.uint16)
     np.testing.assert_array_equal(archives.cast(array, "bfloat16"), expected, strict=True)
+    widened = archives.cast(expected, "float32")
+    np.testing.assert_array_equal(widened, torch.from_numpy(array).bfloat16().float().numpy(), strict=True)
     assert archives.cast(np.float32([np.nan]), "bfloat16")[0] & 0x7FC0 == 0x7FC0
     assert archives.cast(np.asarray(1.5, np.float32), "bfloat16").shape == ()
     for dtype in ("float16", "bfloat16"):

@@ -34,8 +34,10 @@ WORDS = [
     "a", "photo", "of", "the", "dog", "cat", "don't", "I'll", "we've", "they're", "it's", "'S", "’s", "x-ray",
     "U.S.A.",     "&amp;", "&lt;b&gt;", "&eacute;", "&amp;amp;quot;", "&#39;", "&#x1F600;", "&nbsp;", "&notin", "&copy",
     "&#0;", "&#xD800;",     "<|startoftext|>", "<|endoftext|>", "<|STARTOFTEXT|>", "<|endoftext|", "<|start",
-    "supercalifragilisticexpialidocious",     "schÃ¶n", "â€œquotedâ€\x9d", "l’humanitÃ©", "naïve", "Straße", "STRASSE", "İstanbul", "ﬁre",
-    "3.14159", "2026-11-20",     "http://example.com/?a=1&b=2", "#hashtag", "@user", "!!!", "???", "...", "——", "ａｂｃ", "ſuper", "'ſ", "'ＬＬ",
+    "supercalifragilisticexpialidocious",     "schÃ¶n", "â€œquotedâ€\x9d", "l’humanitÃ©", "naïve", "Straße", "STRASSE",
+    "İstanbul", "ﬁre",
+    "3.14159", "2026-11-20",     "http://example.com/?a=1&b=2", "#hashtag", "@user", "!!!", "???", "...", "——",
+    "ａｂｃ", "ſuper", "'ſ", "'ＬＬ",
     "\x1b[36mcolour\x1b[0m", "\r\n", "\ud83d", "\udc4d",
 ]  # fmt: skip
 
