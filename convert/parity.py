@@ -207,7 +207,8 @@ def measure(checkpoint, device="cpu", show_stages=False):
             worst = max(ratios, key=ratios.get)
             if not ratios[worst] <= FLOAT32_RATIO:
                 failures.append(f"{model}, {kind}: float32 error of {worst} is {ratios[worst]:.2f} x PyTorch's > 3")
-            print(f"{'  float32 error / PyTorch`s, against float64':<42} | {ratios[worst]:>10.2f} at worst ({worst})")
+            label = "  float32 error over PyTorch's"
+            print(f"{label:<42} | {ratios[worst]:>10.2f} at worst ({worst})")
     return failures
 
 

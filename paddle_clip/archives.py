@@ -10,9 +10,9 @@ import math
 import mmap
 import os
 import pickle
+import secrets
 import stat
 import struct
-import tempfile
 import zipfile
 import zlib
 
@@ -56,10 +56,18 @@ _TORCH_GLOBALS = {
     "torch.jit._pickle.restore_type_tag",
 }
 _RECONSTRUCT = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
-_NUMPY_GLOBALS = {*_RECONSTRUCT, "numpy.ndarray", "numpy.dtype", "collections.OrderedDict", "_codecs.encode"}
-_NUMPY_GLOBALS |= {"builtins.tuple", "__builtin__.tuple"}
+_TUPLE = {"builtins.tuple", "__builtin__.tuple"}
+_NUMPY_GLOBALS = {
+    *_RECONSTRUCT,
+    *_TUPLE,
+    "numpy.ndarray",
+    "numpy.dtype",
+    "collections.OrderedDict",
+    "_codecs.encode",
+}
 _NUMPY_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "b1"}
 _LEGACY_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_DOWNLOAD_AGAIN = "If it was downloaded, download it again"
 _MAX_DEPTH = 64  # of nested modules and dicts
 _MAX_TENSORS = 100_000
 
@@ -100,9 +108,6 @@ def sha256(path):
     digest = hashlib.sha256()
     digest.update(_map(path))
     return digest.hexdigest()
-
-
-_DOWNLOAD_AGAIN = "If it was downloaded, download it again"
 
 
 def _map(path):
@@ -222,7 +227,7 @@ def _read_pickle(path, data):
 
 
 def _numpy_array(node):
-    if node.name.endswith("builtins.tuple") or node.name == "__builtin__.tuple":  # paddle.save's (name, array) pair
+    if node.name in _TUPLE:  # paddle.save's (name, array) pair
         return _numpy_array(node.args[0][1])
     if node.name not in _RECONSTRUCT:
         return None
@@ -261,9 +266,9 @@ def _flatten(path, tree, tensor):
 
     try:
         visit("", tree, 0)
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return tensors
 
@@ -343,16 +348,13 @@ def write_pdparams(path, tensors):
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise CheckpointError(f"{path} exists and is not a regular file; choose another output with -o")
     folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".partial", dir=folder)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(4)}.partial")
     try:
-        with open(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             _write_pickle(file, tensors())
             file.flush()
             os.fsync(file.fileno())
         _compare(temporary, tensors())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -5,6 +5,7 @@ import struct
 from .errors import CheckpointError
 
 MAX_OPCODES = 1_000_000  # an official checkpoint needs fewer than 100,000; bounds memory, time and nesting
+MAX_NAME = 1024  # bytes of a global's module or name
 
 
 class Node:
@@ -69,9 +70,9 @@ def parse(data, allowed, source):
     """
     try:
         return _Parser(memoryview(data), allowed, source).run()
-    except (IndexError, KeyError, TypeError, ValueError, struct.error, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
         raise CheckpointError(f"{source} is damaged: its pickle cannot be read ({error})") from None
 
 
@@ -107,9 +108,8 @@ class _Parser:
 
     def line(self):
         start = self.position
-        while self.take(1)[0] != ord("\n"):
-            pass
-        return str(self.data[start : self.position - 1], "utf-8")
+        end = bytes(self.data[start : start + MAX_NAME]).index(b"\n")
+        return str(self.take(end + 1)[:end], "utf-8")
 
     def pop_to_mark(self):
         popped = []

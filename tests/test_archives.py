@@ -76,7 +76,9 @@ def test_unlisted_globals_are_refused(tmp_path, name, protocol):
         (b"hello world", "is not a checkpoint"),
         (b"\x80\x02", "ends too early"),
         (b"\x80\x02}.", "holds no tensors"),
-        (b"\x80\x02c", "ends too early"),
+        (b"\x80\x02c", "cannot be read"),
+        (b"\x80\x02c" + b"a" * 10_000_000, "cannot be read"),  # a name without end
+        (b"\x80\x02K\x00" + b"q\x01cbuiltins\ntuple\nK\x00h\x01\x86\x85R" * 2000 + b".", "damaged"),
         (b"\x80\x020.", "opcode 0x30"),
         (b"\x80\x02(((.", "holds no tensors"),
         (b"\x80\x02\x8e" + b"\xff" * 8 + b".", "ends too early"),
