@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import paddle
@@ -30,6 +31,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.close_after = None  # bytes
         self.ignore_ranges = False
         self.status = None
+        self.delay = 0  # seconds before answering
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -37,6 +39,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server, wanted = self.server, self.headers.get("Range")
         server.requests.append(wanted)
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and not server.ignore_ranges else 0
+        time.sleep(server.delay)
         if server.status:
             return self.send_error(server.status)
         if start >= len(server.content):
@@ -225,6 +228,7 @@ def test_processes_take_turns(server, tmp_path):
         "hub.find_preset = lambda name: row; hub.BASE_URL = sys.argv[1]; "
         "hub.load('ViT-B/32', cache_dir=sys.argv[3])"
     )
+    server.delay = 3  # while which the others start too
     sha256 = hashlib.sha256(server.content).hexdigest()
     command = [sys.executable, "-W", "ignore", "-c", script, hub.BASE_URL, sha256, str(tmp_path)]
     root = os.path.dirname(os.path.dirname(paddle_clip.__file__))
