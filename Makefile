@@ -33,7 +33,9 @@ parity: $(VENV)/ready
 $(VENV)/ready: setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' 'paddlepaddle==$(PADDLE)' '$(NUMPY)'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps clip-anytorch==2.6.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps clip-anytorch==2.6.0 open_clip_torch==3.3.0
+	# Its top-level package is called clip, as clip-anytorch's: a folder of its own keeps them apart.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/paddleclip paddleclip==1.0.0
 	touch $@
 
 clean:

@@ -23,7 +23,7 @@ import numpy as np
 
 from paddle_clip import archives, weights
 from paddle_clip.converter import convert
-from paddle_clip.presets import PRESETS, preset_of
+from paddle_clip.presets import ACTIVATIONS, PRESETS, preset_of
 
 OUTPUTS = ("image_features", "text_features", "logits_per_image", "logits_per_text")
 # Largest difference in float64, relative to the largest value of each output. Same function, different order of sums:
@@ -98,6 +98,7 @@ def compare(checkpoint, converted, inputs, dtype, names=(), gradients=False, dig
     with tempfile.TemporaryDirectory() as folder:
         np.savez(os.path.join(folder, "inputs.npz"), **inputs)
         job = {"inputs": os.path.join(folder, "inputs.npz"), "dtype": dtype, "stages": list(names)}
+        job["activation"] = weights.from_checkpoint(archives.read(converted), converted).config.activation
         job.update(gradients=gradients, digests=digests, train=train, device=device)
         paddle = _side([os.path.join(HERE, "parity.py"), "--run"], folder, "paddle", checkpoint=converted, **job)
         torch = _side([os.path.join(HERE, "reference.py"), "run"], folder, "torch", checkpoint=checkpoint, **job)
@@ -180,15 +181,28 @@ def error_ratio(ours, theirs, truth):
     return difference(ours, truth)[0] / max(difference(theirs, truth)[0], unit)
 
 
-def measure(checkpoint, device="cpu", show_stages=False):
-    """Prints the parity rows of a checkpoint and returns the list of bounds that do not hold."""
-    config, _, _ = weights.from_checkpoint(archives.read(checkpoint), checkpoint)
+def measure(checkpoint, converted=None, activation=None, device="cpu", show_stages=False):
+    """Prints the parity rows of a checkpoint and returns the list of bounds that do not hold.
+
+    Args:
+        checkpoint: a file in OpenAI's names, which PyTorch loads as it is; any other is rewritten in them for PyTorch.
+        converted: the file Paddle loads; by default the checkpoint is converted.
+        activation: where the checkpoint does not tell.
+        device: Paddle's.
+        show_stages: whether to print and check every stage and block too.
+    """
+    found = weights.from_checkpoint(archives.read(checkpoint), checkpoint, activation)
+    config = found.config
     row = preset_of(config)
     model = row.name if row else os.path.basename(checkpoint)
     failures = []
     with tempfile.TemporaryDirectory() as folder:
-        converted = os.path.join(folder, "converted.pdparams")
-        convert(checkpoint, converted, dtype="keep")
+        if converted is None:
+            converted = os.path.join(folder, "converted.pdparams")
+            convert(checkpoint, converted, "keep", activation)
+        if found.dialect != "OpenAI" or found.prefix:
+            original, checkpoint = checkpoint, os.path.join(folder, "openai.pt")
+            convert(original, checkpoint, "keep", activation)
         for kind, inputs in (("ones", ones_inputs(config)), ("random", random_inputs(config))):
             names = stages(config) if show_stages else ()
             ours, truth = compare(checkpoint, converted, inputs, "float64", names, device=device)
@@ -232,6 +246,8 @@ def main():
     parser.add_argument("--all", action="store_true", help="make and compare all nine presets, with random weights")
     parser.add_argument("--device", default="cpu", help="Paddle's: cpu (default), gpu, gpu:1, …")
     parser.add_argument("--stages", action="store_true", help="one row for each stage and block too")
+    parser.add_argument("--converted", help="the file Paddle loads (default: FILE is converted)")
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="of the model, where the file does not tell")
     parser.add_argument("--run", metavar="JOB", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -260,7 +276,7 @@ def main():
 
 def _measure_or_fail(file, arguments):
     try:
-        return measure(file, arguments.device, arguments.stages)
+        return measure(file, arguments.converted, arguments.activation, arguments.device, arguments.stages)
     except (ValueError, OSError, ParityError) as error:
         return [" ".join(str(error).split())]
 

@@ -40,6 +40,11 @@ def openai(name):
     return module
 
 
+def sizes(config):
+    """The arguments of OpenAI's CLIP, which knows one activation."""
+    return {name: size for name, size in asdict(config).items() if name != "activation"}
+
+
 def random_model(config, seed=0):
     """OpenAI's model of these sizes with every parameter and buffer random, in the published fp16/fp32 mix.
 
@@ -48,7 +53,7 @@ def random_model(config, seed=0):
     """
     code = openai("model")
     torch.manual_seed(seed)
-    model = code.CLIP(**asdict(config))
+    model = code.CLIP(**sizes(config))
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("num_batches_tracked"):
@@ -78,8 +83,8 @@ def save_archive(model, path):
     mix afterwards: the tensors are as OpenAI's are, while the traced program, which nobody runs, is a float32 one.
     """
     resolution, length = model.visual.input_resolution, model.context_length
-    sizes = {"input_resolution": resolution, "context_length": length, "vocab_size": model.vocab_size}
-    for name, size in sizes.items():
+    extras = {"input_resolution": resolution, "context_length": length, "vocab_size": model.vocab_size}
+    for name, size in extras.items():
         model.__dict__.pop(name, None)
         model.register_buffer(name, torch.tensor(size))
     image, text = torch.zeros(1, 3, resolution, resolution), torch.zeros(1, length, dtype=torch.int64)
@@ -91,12 +96,15 @@ def save_archive(model, path):
         torch.jit.save(traced, path)
 
 
-def load(path, dtype="float32"):
+def load(path, dtype="float32", activation="quickgelu"):
     """OpenAI's model with the weights of a TorchScript archive or state dict, on the CPU, in eval mode.
 
-    In float64 its LayerNorm, which computes in float32 whatever it is given, is `nn.LayerNorm`.
+    In float64 its LayerNorm, which computes in float32 whatever it is given, is `nn.LayerNorm`; with the activation
+    "gelu" its QuickGELU is `nn.GELU`, as in open_clip.
     """
     code = openai("model")
+    if activation == "gelu":
+        code.QuickGELU.forward = lambda _module, x: torch.nn.functional.gelu(x)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,7 +115,7 @@ def load(path, dtype="float32"):
         code.LayerNorm.forward = torch.nn.LayerNorm.forward
     # build_model rounds what it loads to fp16; loading again afterwards keeps files of more precision whole.
     model = code.build_model(dict(state_dict)).to(getattr(torch, dtype))
-    model.load_state_dict({name: state_dict[name] for name in model.state_dict()})
+    model.load_state_dict({name: tensor for name, tensor in state_dict.items() if name in model.state_dict()})
     return model
 
 
@@ -120,7 +128,7 @@ def run(job):
     with open(job) as file:
         job = json.load(file)
     inputs = np.load(job["inputs"])
-    model = load(job["checkpoint"], job["dtype"]).train(job["train"])
+    model = load(job["checkpoint"], job["dtype"], job["activation"]).train(job["train"])
     outputs = {}
 
     def keep(name):

@@ -1,16 +1,16 @@
-"""Checkpoint files <-> {name: numpy array}: formats and safety, nothing of CLIP, neither torch nor paddle.
+"""Checkpoint files -> {name: numpy array}: formats and safety, nothing of CLIP, neither torch nor paddle.
 
-Arrays that are read are views of the mapped file. bfloat16, which numpy lacks, is held as uint16, Paddle's convention.
+bfloat16, which numpy lacks, is held as uint16, Paddle's convention.
 """
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import math
 import mmap
 import os
-import pickle
-import secrets
 import stat
 import struct
 import zipfile
@@ -22,7 +22,7 @@ from . import pickles
 from .errors import CheckpointError
 
 BFLOAT16 = np.dtype("<u2")
-_STORAGES = {
+TORCH_DTYPES = {
     "torch.HalfStorage": np.dtype("<f2"),
     "torch.FloatStorage": np.dtype("<f4"),
     "torch.DoubleStorage": np.dtype("<f8"),
@@ -34,7 +34,7 @@ _STORAGES = {
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype("?"),
 }
-_SAFETENSORS = {
+SAFETENSORS_DTYPES = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
@@ -45,10 +45,11 @@ _SAFETENSORS = {
     "BOOL": np.dtype("?"),
 }
 _TORCH_GLOBALS = {
-    *_STORAGES,
+    *TORCH_DTYPES,
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
     "torch.jit._pickle.build_intlist",
     "torch.jit._pickle.build_boollist",
     "torch.jit._pickle.build_doublelist",
@@ -66,65 +67,107 @@ _NUMPY_GLOBALS = {
     "_codecs.encode",
 }
 _NUMPY_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "b1"}
-_LEGACY_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of PyTorch's magic number
 _DOWNLOAD_AGAIN = "If it was downloaded, download it again"
 _MAX_DEPTH = 64  # of nested modules and dicts
 _MAX_TENSORS = 100_000
+_MAX_DIRECTORY = 1 << 24  # bytes of a zip's directory, a safetensors header, a JSON file
+_MAX_SHARDS = 1000
+
+
+class Checkpoint(dict):
+    """{dotted name: read-only array} of a file; the arrays are views of the mapped file."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind  # what the file is, in words
+        self.metadata = {}  # {string: value} the file or its folder says of itself
+        self.maps = []
+
+    def release(self):
+        """Takes the pages read so far out of this process's memory; they are read again when they are used."""
+        for mapped in self.maps:
+            mapped.release()
+
+
+class _Mapped:
+    """A regular, non-empty file mapped for reading; `data` is a memoryview of it."""
+
+    def __init__(self, path):
+        info = os.stat(path)
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait, and a device may have no end
+            raise CheckpointError(f"{path} is not a regular file")
+        if info.st_size == 0:
+            raise CheckpointError(f"{path} is empty. {_DOWNLOAD_AGAIN}")
+        with open(path, "rb") as file:
+            self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.path = path
+        self.data = memoryview(self._mmap)
+
+    def release(self):
+        if hasattr(self._mmap, "madvise"):
+            self._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def read(path):
     """Reads every tensor of a checkpoint, whatever its extension says.
 
     Args:
-        path: a TorchScript archive or `torch.save` zip (`.pt`), a `.pdparams`, or a `.safetensors` file.
+        path: a TorchScript archive, a `torch.save` file (zip, or the format before PyTorch 1.6), a `.pdparams`, a
+            `.safetensors` file, or the `.safetensors.index.json` of a sharded one.
 
     Returns:
-        {dotted name: read-only array}, views of the mapped file. Nested dicts and modules are joined with dots; what
-        is not a tensor is left out.
+        `Checkpoint`. Nested dicts and modules are joined with dots; what is not a tensor is left out.
 
     Raises:
         CheckpointError: if the file is none of these, is damaged, or asks for anything but tensors.
         OSError: if it cannot be opened.
     """
-    data = _map(path)
+    path = os.fspath(path)
+    mapped = _Mapped(path)
+    data = mapped.data
     if data[:4] == b"PK\x03\x04":
-        tensors = _read_torch(path, data)
-    elif data[:1] == b"\x80":
-        tensors = _read_pickle(path, data)
-    elif len(data) > 9 and data[8:9] == b"{":
-        tensors = _read_safetensors(path, data)
+        checkpoint = _read_torch_zip(mapped)
+    elif data[: len(_LEGACY_MAGIC)] == _LEGACY_MAGIC:
+        checkpoint = _read_torch_legacy(mapped)
+    elif data[:1] == b"\x80" and not _fits_safetensors(data):
+        checkpoint = _read_pickle(mapped)
+    elif data[8:9] == b"{":
+        checkpoint = _read_safetensors(mapped)
+    elif data[:1] == b"{":
+        checkpoint = _read_index(mapped)
     else:
         raise CheckpointError(
             f"{path} is not a checkpoint: expected a PyTorch .pt, a Paddle .pdparams or a .safetensors file, found "
             f"{len(data):,} bytes starting with {bytes(data[:8])!r}. {_DOWNLOAD_AGAIN}"
         )
-    if not tensors:
+    checkpoint.maps.append(mapped)
+    if not checkpoint:
         raise CheckpointError(f"{path} holds no tensors; expected the weights of a CLIP model")
-    return tensors
+    return checkpoint
+
+
+def _fits_safetensors(data):
+    """Whether the data starts with the length of a JSON header it has room for, which no pickle does."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
 def sha256(path):
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    digest.update(_map(path))
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 
-def _map(path):
-    with open(path, "rb") as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise CheckpointError(f"{path} is not a regular file")
-        if info.st_size == 0:
-            raise CheckpointError(f"{path} is empty. {_DOWNLOAD_AGAIN}")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+# ------------------------------------------------------------------------------------------------------ torch's files
 
 
-# ---------------------------------------------------------------------------------------------- torch's zip archives
-
-
-def _read_torch(path, data):
-    entries = _zip_entries(path, data)
+def _read_torch_zip(mapped):
+    path, entries = mapped.path, _zip_entries(mapped)
     pickled = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickled) != 1:
         raise CheckpointError(f"{path} is a zip but not a PyTorch checkpoint: expected one <root>/data.pkl")
@@ -132,6 +175,56 @@ def _read_torch(path, data):
     if root + "byteorder" in entries and bytes(entries[root + "byteorder"]()) != b"little":
         raise CheckpointError(f"{path} was saved on a big-endian machine; re-save it on a little-endian one")
 
+    def storage_bytes(key):
+        if f"{root}data/{key}" not in entries:
+            raise CheckpointError(f"{path} is damaged: the data of storage {key} is missing")
+        return entries[f"{root}data/{key}"]()
+
+    tree = pickles.parse(entries[pickled[0]](), _torch_allows, path).tree
+    checkpoint = Checkpoint("TorchScript archive" if root + "constants.pkl" in entries else "PyTorch state dict")
+    _flatten(path, tree, _torch_tensor(path, storage_bytes), checkpoint)
+    if root + "paddle_clip.json" in entries:
+        _add_metadata(checkpoint, bytes(entries[root + "paddle_clip.json"]()))
+    _read_neighbours(path, checkpoint)
+    return checkpoint
+
+
+def _read_torch_legacy(mapped):
+    """The format before PyTorch 1.6: five pickles, the fourth the object, the fifth its storages' keys, then these."""
+    path, data, trees, position = mapped.path, mapped.data, [], 0
+    for _ in range(5):
+        parsed = pickles.parse(data[position:], _torch_allows, path)
+        position += parsed.end
+        trees.append(parsed.tree)
+        if len(trees) == 4:
+            persistents = parsed.persistents
+    try:
+        if trees[2]["little_endian"] is not True:
+            raise CheckpointError(f"{path} was saved on a big-endian machine; re-save it on a little-endian one")
+        sizes = {node.id[2]: TORCH_DTYPES[node.id[1]].itemsize for node in persistents}
+        storages = {}
+        for key in trees[4]:
+            (count,) = struct.unpack("<q", data[position : position + 8])
+            end = position + 8 + count * sizes[key]
+            if count < 0 or end > len(data):
+                raise ValueError("a storage reaches beyond the file")
+            storages[key] = data[position + 8 : end]
+            position = end
+    except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or truncated ({error}). {_DOWNLOAD_AGAIN}") from None
+    checkpoint = Checkpoint("PyTorch state dict in the format before PyTorch 1.6")
+    _flatten(path, trees[3], _torch_tensor(path, storages.__getitem__), checkpoint)
+    return checkpoint
+
+
+def _torch_allows(name):
+    return name in _TORCH_GLOBALS or name.startswith("__torch__.")
+
+
+def _torch_tensor(path, storage_bytes):
+    """A function making the array of a node that stands for a tensor, or None of any other."""
     storages = {}
 
     def storage(node):
@@ -139,10 +232,8 @@ def _read_torch(path, data):
             raise CheckpointError(f"{path} is damaged: a tensor refers to something that is not a storage")
         _, kind, key, _location, count = node.id[:5]
         if key not in storages:
-            if f"{root}data/{key}" not in entries:
-                raise CheckpointError(f"{path} is damaged: the data of storage {key} is missing")
-            storages[key] = entries[f"{root}data/{key}"]()
-        dtype = _STORAGES[kind]
+            storages[key] = storage_bytes(key)
+        dtype = TORCH_DTYPES[kind]
         if len(storages[key]) != count * dtype.itemsize:
             raise CheckpointError(
                 f"{path} is damaged: storage {key} has {len(storages[key]):,} bytes, expected {count} x {dtype}"
@@ -150,22 +241,29 @@ def _read_torch(path, data):
         return np.frombuffer(storages[key], dtype)
 
     def tensor(node):
-        if node.name == "torch._utils._rebuild_parameter":
+        if node.name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             return tensor(node.args[0])
         if node.name == "torch._utils._rebuild_tensor_v2":
             return _strided(storage(node.args[0]), *node.args[1:4])
         return None
 
-    def allowed(name):
-        return name in _TORCH_GLOBALS or name.startswith("__torch__.")
-
-    return _flatten(path, pickles.parse(entries[pickled[0]](), allowed, path), tensor)
+    return tensor
 
 
-def _zip_entries(path, data):
+class _BoundedFile(io.FileIO):
+    """A file that refuses to be read in large pieces, as zipfile reads the directory whatever size it claims."""
+
+    def read(self, size=-1):
+        if size > _MAX_DIRECTORY:
+            raise ValueError(f"its directory claims {size:,} bytes")
+        return super().read(size)
+
+
+def _zip_entries(mapped):
     """{entry name: function returning its checked bytes} of a zip whose entries are stored, in bounds and apart."""
+    path, data = mapped.path, mapped.data
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
             directory = archive.start_dir
     except Exception as error:  # zipfile raises many kinds on damaged input
@@ -180,13 +278,14 @@ def _zip_entries(path, data):
         end = start + info.compress_size
         if name in entries or info.header_offset < end_of_last or end > directory:
             raise CheckpointError(f"{path} is damaged: entry {name} is doubled, overlaps another or is out of bounds")
-        entries[name] = _content(path, info, data[start:end])
+        entries[name] = _content(mapped, info, data[start:end])
         end_of_last = end
     return entries
 
 
-def _content(path, info, content):
+def _content(mapped, info, content):
     """A function returning the bytes of a zip entry, once they are known to be stored and undamaged."""
+    path = mapped.path
 
     def checked():
         # PyTorch deflates the code of a TorchScript archive, which is never read, and nothing else.
@@ -194,6 +293,7 @@ def _content(path, info, content):
             raise CheckpointError(f"{path}: entry {info.filename} is compressed; re-save the file with torch.save")
         if zlib.crc32(content) != info.CRC:
             raise CheckpointError(f"{path} is damaged: entry {info.filename} fails its checksum. {_DOWNLOAD_AGAIN}")
+        mapped.release()
         return content
 
     return checked
@@ -216,14 +316,19 @@ def _strided(storage, offset, shape, strides):
 # ----------------------------------------------------------------------------------------------- pickles of arrays
 
 
-def _read_pickle(path, data):
-    tree = pickles.parse(data, _NUMPY_GLOBALS.__contains__, path)
-    if tree == _LEGACY_TORCH_MAGIC:
-        raise CheckpointError(
-            f"{path} is in PyTorch's format from before 1.6. Re-save it where PyTorch is installed: python -c "
-            f"\"import torch; torch.save(torch.load('{path}', map_location='cpu'), 'resaved.pt')\""
-        )
-    return _flatten(path, tree, _numpy_array)
+def _read_pickle(mapped):
+    parsed = pickles.parse(mapped.data, _NUMPY_GLOBALS.__contains__, mapped.path)
+    checkpoint = Checkpoint("Paddle state dict")
+    _flatten(mapped.path, parsed.tree, _numpy_array, checkpoint)
+    if parsed.comment:
+        _add_metadata(checkpoint, parsed.comment)
+    return checkpoint
+
+
+def _add_metadata(checkpoint, text):
+    with contextlib.suppress(ValueError, RecursionError):  # what is not ours says nothing to us
+        metadata = json.loads(text)
+        checkpoint.metadata.update(metadata if isinstance(metadata, dict) else {})
 
 
 def _numpy_array(node):
@@ -240,9 +345,9 @@ def _numpy_array(node):
     return np.frombuffer(content, np.dtype(order + code)).reshape(shape, order="F" if fortran else "C")
 
 
-def _flatten(path, tree, tensor):
-    """{dotted name: array} of the tensors in a tree of dicts, lists and nodes."""
-    tensors, visits = {}, 0
+def _flatten(path, tree, tensor, tensors):
+    """Puts the arrays of a tree of dicts, lists and nodes into `tensors`, by dotted name."""
+    visits = 0
 
     def visit(name, value, depth):
         nonlocal visits
@@ -270,129 +375,69 @@ def _flatten(path, tree, tensor):
         raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    return tensors
 
 
 # ------------------------------------------------------------------------------------------------------- safetensors
 
 
-def _read_safetensors(path, data):
+def _read_safetensors(mapped):
+    path, data, checkpoint = mapped.path, mapped.data, Checkpoint("safetensors file")
     try:
         (size,) = struct.unpack("<Q", data[:8])
-        header = json.loads(bytes(data[8 : 8 + size])) if size <= len(data) - 8 else None
-        content = data[8 + size :]
-        tensors = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
+        if size > min(len(data) - 8, _MAX_DIRECTORY):
+            raise ValueError(f"its header claims {size:,} bytes")
+        header = json.loads(bytes(data[8 : 8 + size]), object_pairs_hook=_once)
+        content, end_of_last = data[8 + size :], 0
+        checkpoint.metadata.update(header.pop("__metadata__", {}))
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = entry["data_offsets"]
-            dtype, shape = _SAFETENSORS[entry["dtype"]], entry["shape"]
-            if not 0 <= start <= end <= len(content) or math.prod(shape) * dtype.itemsize != end - start:
-                raise ValueError(f"{name} is out of bounds")
-            tensors[name] = np.frombuffer(content[start:end], dtype).reshape(shape)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
+            if not end_of_last <= start <= end <= len(content) or math.prod(shape) * dtype.itemsize != end - start:
+                raise ValueError(f"{name} is out of bounds or overlaps another")
+            checkpoint[name] = np.frombuffer(content[start:end], dtype).reshape(shape)
+            end_of_last = end
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a damaged or truncated .safetensors file ({error!r})") from None
-    return tensors
+    _read_neighbours(path, checkpoint)
+    return checkpoint
 
 
-# ------------------------------------------------------------------------------------------------ dtypes and writing
+def _once(pairs):
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name is there twice")
+    return dict(pairs)
 
 
-def cast(array, dtype, name="an array"):
-    """A copy or view of a floating-point array in another dtype, rounded to nearest even.
-
-    Args:
-        array: float16, float32, float64, or uint16 standing for bfloat16.
-        dtype: "float32", "float64", "float16", "bfloat16" (the result is uint16), or "keep".
-        name: of the array, for messages.
-
-    Raises:
-        CheckpointError: if a finite number is too large for the dtype.
-    """
-    if dtype == "keep" or dtype == ("bfloat16" if array.dtype == BFLOAT16 else array.dtype.name):
-        return array
-    if array.dtype == BFLOAT16:
-        array = np.asarray(array.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):
-        result = _to_bfloat16(array.astype(np.float32)) if dtype == "bfloat16" else array.astype(dtype)
-    if result.itemsize < array.itemsize:
-        exponent = np.uint16(0x7F80)  # all ones: an infinity or no number
-        finite = (result & exponent) != exponent if dtype == "bfloat16" else np.isfinite(result)
-        if not np.array_equal(np.isfinite(array), finite):
-            raise CheckpointError(f"{name} has numbers too large for {dtype}; convert with --dtype float32 or keep")
-    return result
-
-
-def _to_bfloat16(array):
-    """float32 -> the upper halves of its bits, rounded to nearest even."""
-    bits = array.view(np.uint32)
-    rounded = np.where(np.isnan(array), bits | 0x400000, bits + 0x7FFF + (bits >> 16 & 1))  # a NaN stays one
-    return np.asarray(rounded >> 16).astype(BFLOAT16)
-
-
-def write_pdparams(path, tensors):
-    """Writes what `paddle.save(state_dict, path)` would write, for any numpy to read.
-
-    The file gets its name only once it is complete, has been read back and every tensor compared; before that, and
-    after any failure, an existing file of that name is untouched.
-
-    Args:
-        path: the file to write.
-        tensors: a function returning a fresh iterator of (name, array) each time it is called, so that only one
-            array need be in memory at a time; uint16 stands for bfloat16.
-
-    Raises:
-        CheckpointError: if `path` cannot become the file, or the file read back differs.
-        OSError: if the disk is full or the folder cannot be written.
-    """
-    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise CheckpointError(f"{path} exists and is not a regular file; choose another output with -o")
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(4)}.partial")
+def _read_index(mapped):
+    """The shards that a `model.safetensors.index.json` lists, which lie in its folder."""
+    path, checkpoint = mapped.path, Checkpoint("sharded safetensors file")
     try:
-        with open(temporary, "xb") as file:
-            _write_pickle(file, tensors())
-            file.flush()
-            os.fsync(file.fileno())
-        _compare(temporary, tensors())
-        os.replace(temporary, path)
-    except BaseException:
+        if len(mapped.data) > _MAX_DIRECTORY:
+            raise ValueError("it is too large")
+        places = json.loads(bytes(mapped.data), object_pairs_hook=_once)["weight_map"]
+        files = sorted(set(places.values()))
+        if any(file != os.path.basename(file) for file in files) or len(files) > _MAX_SHARDS:
+            raise ValueError("its shards are not in its folder")
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not the index of a sharded .safetensors file ({error!r})") from None
+    for file in files:
+        shard = _read_safetensors(_Mapped(os.path.join(os.path.dirname(path), file)))
+        wrong = shard.keys() ^ {name for name, place in places.items() if place == file}
+        if wrong:
+            raise CheckpointError(f"{path}: {file} does not hold what the index says: {', '.join(sorted(wrong))}")
+        checkpoint.update(shard)
+        checkpoint.metadata.update(shard.metadata)
+        checkpoint.maps += shard.maps
+    return checkpoint
+
+
+def _read_neighbours(path, checkpoint):
+    """Puts what the `config.json` of Hugging Face or the `open_clip_config.json` of open_clip says into `metadata`."""
+    for name in ("config.json", "open_clip_config.json"):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def _compare(path, tensors):
-    written = read(path)
-    for name, array in tensors:
-        back = written.pop(name, None)
-        if back is None or back.dtype != array.dtype or back.shape != array.shape or back.tobytes() != array.tobytes():
-            raise CheckpointError(f"{name} read back from {path} differs from what was written; is the disk sound?")
-    if written:
-        raise CheckpointError(f"{path} read back holds tensors that were not written: {', '.join(sorted(written))}")
-
-
-def _write_pickle(file, tensors):
-    """Streams a protocol 4 pickle of {name: array}, naming `numpy.core`, which every numpy can import.
-
-    The second key is Paddle's table from structured to parameter names, which it expects in a state dict.
-    """
-
-    def plain(value):  # the opcodes for a value of built-in types
-        return pickle.dumps(value, protocol=2)[2:-1]
-
-    file.write(b"\x80\x04}(")
-    names = []
-    for name, array in tensors:
-        names.append(name)
-        code = array.dtype.str.lstrip("<|")
-        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        file.write(plain(name))
-        file.write(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + plain((0,)) + b"C\x01btR(K\x01")
-        file.write(plain(array.shape))
-        file.write(b"cnumpy\ndtype\n" + plain((code, False, True)) + b"R")
-        file.write(plain((3, array.dtype.str[0], None, None, None, -1, -1, 0)) + b"b\x89\x8e")
-        file.write(struct.pack("<Q", content.nbytes))
-        file.write(content)
-        file.write(b"tb")
-    file.write(plain("StructuredToParameterName@@") + plain({name: name for name in names}) + b"u.")
+            neighbour = os.path.join(os.path.dirname(path), name)
+            try:
+                with open(neighbour, "rb") as file:
+                    checkpoint.metadata[name] = json.loads(file.read(_MAX_DIRECTORY))
+            except (ValueError, RecursionError) as error:
+                raise CheckpointError(f"{neighbour} is damaged: {error}") from None

@@ -8,7 +8,7 @@ import paddle
 from filelock import FileLock
 from tqdm import tqdm
 
-from . import archives, weights
+from . import archives, weights, writers
 from .converter import convert
 from .errors import CheckpointError
 from .presets import PRESETS, build
@@ -30,16 +30,17 @@ def available_models():
     return [row.name for row in PRESETS]
 
 
-def load(name_or_path, dtype="float32", cache_dir=None):
+def load(name_or_path, dtype="float32", cache_dir=None, activation=None):
     """Loads a CLIP model and the preprocessing of its images (OpenAI's `clip.load`).
 
     Args:
         name_or_path: a name listed by `available_models()`, which is downloaded and converted once, or the path of a
-            `.pt`, `.pdparams` or `.safetensors` file.
+            `.pt`, `.pdparams` or `.safetensors` file, of this library or another: see `weights.DIALECTS`.
         dtype: what the towers compute in: "float32", "float64", or on a GPU "float16" or "bfloat16"; half precision
             leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files.
         cache_dir: folder for downloaded and converted files; by default the environment variable PADDLE_CLIP_CACHE,
             or ~/.cache/paddle_clip.
+        activation: "quickgelu" or "gelu", for a file of another program that does not tell.
 
     Returns:
         The model, in eval mode, and the callable PIL image, path or uint8 array -> float32 Tensor [3, R, R].
@@ -59,7 +60,9 @@ def load(name_or_path, dtype="float32", cache_dir=None):
             f"{path!r} is neither a file nor a model; available models: {', '.join(available_models())}, "
             "or the path of a .pt, .pdparams or .safetensors file"
         )
-    config, arrays, _ = weights.from_checkpoint(archives.read(path), path)
+    checkpoint = archives.read(path)
+    writers.verify_checksums(checkpoint, path)
+    config, arrays, *_ = weights.from_checkpoint(checkpoint, path, activation)
     model = build(config)
     if dtype == "float64":
         model.to(dtype=dtype)

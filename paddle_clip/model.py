@@ -246,13 +246,13 @@ class MultiHeadAttention(nn.Layer):
 class ResidualAttentionBlock(nn.Layer):
     """Pre-norm transformer block, [B, L, D] -> [B, L, D] (OpenAI's `ResidualAttentionBlock`)."""
 
-    def __init__(self, d_model, n_head):
+    def __init__(self, d_model, n_head, activation="quickgelu"):
         super().__init__()
         self.attn = MultiHeadAttention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model)
         self.mlp = nn.Sequential(
             ("c_fc", _linear(d_model, d_model * 4)),
-            ("gelu", QuickGELU()),
+            ("gelu", {"quickgelu": QuickGELU, "gelu": nn.GELU}[activation]()),
             ("c_proj", _linear(d_model * 4, d_model)),
         )
         self.ln_2 = LayerNorm(d_model)
@@ -265,11 +265,11 @@ class ResidualAttentionBlock(nn.Layer):
 class Transformer(nn.Layer):
     """A stack of residual attention blocks, [B, L, D] -> [B, L, D] (OpenAI's `Transformer`, batch first)."""
 
-    def __init__(self, width, layers, heads):
+    def __init__(self, width, layers, heads, activation="quickgelu"):
         super().__init__()
         self.width = width
         self.layers = layers
-        self.resblocks = nn.LayerList([ResidualAttentionBlock(width, heads) for _ in range(layers)])
+        self.resblocks = nn.LayerList([ResidualAttentionBlock(width, heads, activation) for _ in range(layers)])
 
     def forward(self, x, mask=None):
         for block in self.resblocks:
@@ -283,7 +283,7 @@ class VisualTransformer(nn.Layer):
     [B, 3, R, R] -> [B, E], where R is `input_resolution`.
     """
 
-    def __init__(self, input_resolution, patch_size, width, layers, heads, output_dim):
+    def __init__(self, input_resolution, patch_size, width, layers, heads, output_dim, activation="quickgelu"):
         super().__init__()
         self.input_resolution = input_resolution
         self.output_dim = output_dim
@@ -294,7 +294,7 @@ class VisualTransformer(nn.Layer):
         self.class_embedding = self.create_parameter([width], default_initializer=initializer)
         self.positional_embedding = self.create_parameter([tokens, width], default_initializer=initializer)
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads)
+        self.transformer = Transformer(width, layers, heads, activation)
         self.ln_post = LayerNorm(width)
         self.proj = self.create_parameter([width, output_dim], default_initializer=initializer)
 
@@ -322,6 +322,7 @@ class CLIP(nn.Layer):
         transformer_width: width of the text transformer.
         transformer_heads: heads of the text transformer.
         transformer_layers: layers of the text transformer.
+        activation: of the transformers' MLPs: "quickgelu", as in OpenAI's models, or "gelu".
     """
 
     def __init__(
@@ -338,6 +339,7 @@ class CLIP(nn.Layer):
         transformer_width,
         transformer_heads,
         transformer_layers,
+        activation="quickgelu",
     ):
         super().__init__()
         self.context_length = context_length
@@ -349,10 +351,16 @@ class CLIP(nn.Layer):
             )
         else:
             self.visual = VisualTransformer(
-                image_resolution, vision_patch_size, vision_width, vision_layers, vision_width // 64, embed_dim
+                image_resolution,
+                vision_patch_size,
+                vision_width,
+                vision_layers,
+                vision_width // 64,
+                embed_dim,
+                activation,
             )
 
-        self.transformer = Transformer(transformer_width, transformer_layers, transformer_heads)
+        self.transformer = Transformer(transformer_width, transformer_layers, transformer_heads, activation)
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
         self.positional_embedding = self.create_parameter([context_length, transformer_width])
         self.ln_final = LayerNorm(transformer_width)
@@ -403,7 +411,7 @@ class CLIP(nn.Layer):
         )
         for name, tensor in own.items():
             value = state_dict[name]
-            value = value if isinstance(value, paddle.Tensor) else paddle.to_tensor(value)
+            value = value if isinstance(value, paddle.Tensor) else paddle.to_tensor(np.asarray(value))
             tensor.set_value(value.astype(tensor.dtype))
         return [], []  # missing and unexpected, as Paddle's method returns them
 

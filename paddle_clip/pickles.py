@@ -1,6 +1,7 @@
 """Pickles read as data: dicts, lists, tuples and inert nodes. Nothing a pickle names is imported or called."""
 
 import struct
+from typing import Any, NamedTuple
 
 from .errors import CheckpointError
 
@@ -27,6 +28,15 @@ class Persistent:
 
     def __init__(self, id):
         self.id = id
+
+
+class Parsed(NamedTuple):
+    """A pickle that was read."""
+
+    tree: Any  # the pickled value, with `Node` and `Persistent` for what a real unpickler would call or look up
+    end: int  # where the pickle ends in the data
+    persistents: list  # every `Persistent` of the tree
+    comment: str  # a string that was pushed and dropped again, or ""; how a `.pdparams` of ours carries its metadata
 
 
 class _Global(str):
@@ -62,7 +72,7 @@ def parse(data, allowed, source):
         source: what the pickle is, for messages.
 
     Returns:
-        The pickled value, with `Node` and `Persistent` for what a real unpickler would call or look up.
+        `Parsed`.
 
     Raises:
         CheckpointError: if the pickle is damaged, uses an opcode checkpoints do not need, or names a global that is
@@ -86,12 +96,14 @@ class _Parser:
         self.position = 0
         self.stack = []
         self.memo = {}
+        self.persistents = []
+        self.comment = ""
 
     def run(self):
         for _ in range(MAX_OPCODES):
             opcode = self.take(1)[0]
             if opcode == ord("."):
-                return self.stack.pop()
+                return Parsed(self.stack.pop(), self.position, self.persistents, self.comment)
             self.step(opcode)
         raise CheckpointError(f"{self.source} is not a checkpoint: its pickle has more than {MAX_OPCODES:,} opcodes")
 
@@ -181,8 +193,12 @@ class _Parser:
             state = stack.pop()
             if isinstance(stack[-1], Node):
                 stack[-1].state = state
+        elif opcode == ord("0"):  # POP
+            dropped = stack.pop()
+            self.comment = dropped if isinstance(dropped, str) else self.comment
         elif opcode == ord("Q"):  # BINPERSID
             stack.append(Persistent(stack.pop()))
+            self.persistents.append(stack[-1])
         elif opcode == ord("q"):  # BINPUT
             self.memo[self.number("<B", 1)] = stack[-1]
         elif opcode == ord("r"):  # LONG_BINPUT

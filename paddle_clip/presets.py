@@ -1,9 +1,10 @@
 """The nine published architectures: one frozen config each, one table, one factory function each."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Optional, Union
 
 __all__ = [
+    "ACTIVATIONS",
     "PRESETS",
     "CLIPConfig",
     "Preset",
@@ -22,6 +23,8 @@ __all__ = [
     "table",
 ]
 
+ACTIVATIONS = ("quickgelu", "gelu")
+
 
 @dataclass(frozen=True)
 class CLIPConfig:
@@ -39,6 +42,7 @@ class CLIPConfig:
     transformer_layers: int = 12
     context_length: int = 77  # tokens
     vocab_size: int = 49408
+    activation: str = ACTIVATIONS[0]  # "quickgelu", which OpenAI's models have, or "gelu", as most of open_clip's
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,8 @@ def preset(name):
 
 
 def preset_of(config):
-    """The table's row whose sizes are exactly `config`, or None for a model of other sizes."""
-    return next((row for row in PRESETS if row.config == config), None)
+    """The table's row whose sizes are exactly those of `config`, whatever its activation, or None."""
+    return next((row for row in PRESETS if row.config == replace(config, activation=row.config.activation)), None)
 
 
 def build(config):

@@ -1,77 +1,270 @@
 """OpenAI's names and layouts <-> ours: pure dict -> dict, strict, without torch or paddle."""
 
+import dataclasses
+import functools
 import re
 from typing import NamedTuple
 
 import numpy as np
 
 from .errors import CheckpointError, require_same_tensors
-from .presets import CLIPConfig
+from .presets import ACTIVATIONS, CLIPConfig
 
-# One row per difference between OpenAI's names and ours: pattern, our name, transposed or not. At most one row matches
-# a name; all other names and layouts are equal. A weight is transposed exactly when it belongs to an nn.Linear, which
-# is [out, in] in PyTorch and [in, out] in Paddle.
-RULES = (
-    (r"(.+)\.running_mean", r"\1._mean", False),
-    (r"(.+)\.running_var", r"\1._variance", False),
-    (r"(.+\.attn)\.in_proj_weight", r"\1.in_proj.weight", True),
-    (r"(.+\.attn)\.in_proj_bias", r"\1.in_proj.bias", False),
-    (r"(.+\.attn\.out_proj)\.weight", r"\1.weight", True),
-    (r"(.+\.mlp\.c_(?:fc|proj))\.weight", r"\1.weight", True),
-    (r"(visual\.attnpool\.[qkvc]_proj)\.weight", r"\1.weight", True),
+# A row per difference between OpenAI's names and ours: their name, our name, transposed or not. All other names and
+# layouts are equal. A weight is transposed exactly when it belongs to an nn.Linear: [out, in] in PyTorch, [in, out] in
+# Paddle.
+OPENAI = (
+    ("{}.running_mean", "{}._mean", False),
+    ("{}.running_var", "{}._variance", False),
+    ("{}.attn.in_proj_weight", "{}.attn.in_proj.weight", True),
+    ("{}.attn.in_proj_bias", "{}.attn.in_proj.bias", False),
+    ("{}.attn.out_proj.weight", "{}.attn.out_proj.weight", True),
+    ("{}.mlp.c_fc.weight", "{}.mlp.c_fc.weight", True),
+    ("{}.mlp.c_proj.weight", "{}.mlp.c_proj.weight", True),
+    ("visual.attnpool.q_proj.weight", "visual.attnpool.q_proj.weight", True),
+    ("visual.attnpool.k_proj.weight", "visual.attnpool.k_proj.weight", True),
+    ("visual.attnpool.v_proj.weight", "visual.attnpool.v_proj.weight", True),
+    ("visual.attnpool.c_proj.weight", "visual.attnpool.c_proj.weight", True),
 )
 
-# Tensors of official files that are not parameters: sizes, which the shapes repeat, and PyTorch's bookkeeping.
-DROPPED = re.compile(r"input_resolution|context_length|vocab_size|.+\.num_batches_tracked|(.+\.)?attn_mask")
-
-_HINT = (
-    "Expected the weights of OpenAI's CLIP, in OpenAI's or paddle_clip's names; `python presets.py` lists the models"
+# open_clip's models with a text tower of its own: OpenAI's names, behind "text.".
+OPEN_CLIP = (
+    ("text.text_projection", "text_projection", False),
+    ("text.positional_embedding", "positional_embedding", False),
+    ("text.token_embedding.weight", "token_embedding.weight", False),
+    ("text.ln_final.{}", "ln_final.{}", False),
+    *((f"text.{theirs}", ours, t) for theirs, ours, t in OPENAI if ".attn." in theirs or ".mlp." in theirs),
+    ("text.transformer.{}", "transformer.{}", False),
+    *OPENAI,
 )
+
+
+def _hugging_face(theirs, ours):
+    """The rows of one tower of Hugging Face's CLIPModel; its three projections are parts of our one."""
+    rows = [
+        (f"{theirs}.encoder.layers.{{}}.self_attn.{letter}_proj.{part}", f"{ours}.{{}}.attn.in_proj.{part}#{letter}", t)
+        for letter in "qkv"
+        for part, t in (("weight", True), ("bias", False))
+    ]
+    for their_layer, our_layer in (
+        ("self_attn.out_proj", "attn.out_proj"),
+        ("mlp.fc1", "mlp.c_fc"),
+        ("mlp.fc2", "mlp.c_proj"),
+    ):
+        rows.append((f"{theirs}.encoder.layers.{{}}.{their_layer}.weight", f"{ours}.{{}}.{our_layer}.weight", True))
+        rows.append((f"{theirs}.encoder.layers.{{}}.{their_layer}.bias", f"{ours}.{{}}.{our_layer}.bias", False))
+    for number in (1, 2):
+        rows.append((f"{theirs}.encoder.layers.{{}}.layer_norm{number}.{{}}", f"{ours}.{{}}.ln_{number}.{{}}", False))
+    return rows
+
+
+HUGGING_FACE = (
+    *_hugging_face("text_model", "transformer.resblocks"),
+    *_hugging_face("vision_model", "visual.transformer.resblocks"),
+    ("text_model.embeddings.token_embedding.weight", "token_embedding.weight", False),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding", False),
+    ("text_model.final_layer_norm.{}", "ln_final.{}", False),
+    ("text_projection.weight", "text_projection", True),
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding", False),
+    ("vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight", False),
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding", False),
+    ("vision_model.pre_layrnorm.{}", "visual.ln_pre.{}", False),  # its spelling
+    ("vision_model.post_layernorm.{}", "visual.ln_post.{}", False),
+    ("visual_projection.weight", "visual.proj", True),
+)
+
+# The package paddleclip 1.0.0, whose layers are Paddle's: nothing to transpose.
+PADDLECLIP = (
+    ("{}.resblocks.{}.attn.q_proj.{}", "{}.resblocks.{}.attn.in_proj.{}#q", False),
+    ("{}.resblocks.{}.attn.k_proj.{}", "{}.resblocks.{}.attn.in_proj.{}#k", False),
+    ("{}.resblocks.{}.attn.v_proj.{}", "{}.resblocks.{}.attn.in_proj.{}#v", False),
+    ("visual.attnpool.attn.q_proj.{}", "visual.attnpool.q_proj.{}", False),
+    ("visual.attnpool.attn.k_proj.{}", "visual.attnpool.k_proj.{}", False),
+    ("visual.attnpool.attn.v_proj.{}", "visual.attnpool.v_proj.{}", False),
+    ("visual.attnpool.attn.out_proj.{}", "visual.attnpool.c_proj.{}", False),
+)
+
+
+class Dialect(NamedTuple):
+    """A program's way to name and lay out CLIP's weights."""
+
+    name: str
+    marker: str  # a pattern; the first dialect of which a tensor's name matches it is the file's
+    rules: tuple
+    activation: str  # of every model in this dialect, or "" where the file alone does not tell
+
+
+DIALECTS = (
+    Dialect("paddle_clip", r".+\.attn\.in_proj\.weight", (), "quickgelu"),
+    Dialect("Hugging Face", r"text_model\.embeddings\.token_embedding\.weight", HUGGING_FACE, ""),
+    Dialect("paddleclip 1.0", r".+\.resblocks\.0\.attn\.q_proj\.weight", PADDLECLIP, "quickgelu"),
+    Dialect("open_clip", r"text\.token_embedding\.weight", OPEN_CLIP, ""),
+    Dialect("OpenAI", r".*", OPENAI, "quickgelu"),
+)
+
+# Tensors of the files that are not parameters: sizes, which the shapes repeat, masks, and PyTorch's bookkeeping.
+DROPPED = re.compile(
+    r"input_resolution|context_length|vocab_size|.+\.num_batches_tracked|(.+\.)?attn_mask|.+\.position_ids"
+)
+
+_HINT = "Expected weights of OpenAI's CLIP, in OpenAI's or paddle_clip's names; `python presets.py` lists the models"
 
 
 class Weights(NamedTuple):
     """What a checkpoint says: the model's sizes, its arrays under our names in our layouts, and what was left out."""
 
     config: CLIPConfig
-    arrays: dict[str, np.ndarray]
-    dropped: list[str]
+    arrays: dict  # {our name: array, or something with a `shape`, a `dtype` and `__array__`}
+    dropped: list  # names of the tensors that are not weights
+    ignored: int  # number of tensors beside the model, such as an optimizer's
+    prefix: str  # of the model's names in the file, such as "state_dict.module."
+    dialect: str
+    activation_from: str  # what told the activation
 
 
-def from_checkpoint(tensors, source="the state dict"):
+class Fused:
+    """The three projections of an attention as one array, which is made when it is asked for."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        self.dtype = parts[0].dtype
+        self.shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
+
+    def __array__(self, dtype=None, copy=None):
+        return np.concatenate(self.parts, axis=-1, dtype=dtype)
+
+
+def from_checkpoint(tensors, source="the state dict", activation=None):
     """Maps a checkpoint's tensors to ours, strictly.
 
     Args:
-        tensors: {name: array} in OpenAI's names and layouts, or in ours.
+        tensors: {name: array} in the names and layouts of a dialect above, perhaps within a training checkpoint.
         source: where they are from, for messages.
+        activation: "quickgelu" or "gelu"; None for what the file or its dialect tells.
 
     Returns:
         `Weights`; its arrays are views of the ones given, in their dtype.
 
     Raises:
-        CheckpointError: once, with every tensor that is missing, unexpected or misshapen.
+        CheckpointError: once, with every tensor that is missing, unexpected or misshapen; or if the activation is
+            needed and not told.
     """
-    if any(name.endswith(".attn.in_proj.weight") for name in tensors):
-        arrays, dropped = dict(tensors), []
-    else:
-        dropped = sorted(name for name in tensors if DROPPED.fullmatch(name))
-        arrays = dict(to_paddle(name, array) for name, array in tensors.items() if name not in dropped)
+    prefix = _prefix(tensors, source)
+    inner = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
+    dialect = next(d for d in DIALECTS if any(re.fullmatch(d.marker, name) for name in inner) or d.marker == ".*")
+    dropped = sorted(name for name in inner if DROPPED.fullmatch(name))
+    arrays, parts = {}, {}
+    for name, array in inner.items():
+        if name not in dropped:
+            ours, array = to_paddle(name, array, dialect.rules)
+            target, _, part = ours.partition("#")
+            if part:
+                parts.setdefault(target, {})[part] = array
+            elif ours in arrays:
+                raise CheckpointError(f"{source} holds {ours} twice, once as {prefix}{name}")
+            else:
+                arrays[ours] = array
+    for name, found in parts.items():
+        arrays[name] = _fuse(name, found, source)
+    if dialect.name == "paddleclip 1.0" and getattr(arrays.get("logit_scale"), "shape", None) == (1,):
+        arrays["logit_scale"] = arrays["logit_scale"].reshape(())
 
-    shapes = {name: array.shape for name, array in arrays.items()}
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     config = config_from_shapes(shapes, source)
     require_same_tensors(parameter_shapes(config), shapes, source, _HINT)
     integers = sorted(name for name, array in arrays.items() if array.dtype.kind not in "fu")
     if integers:
         raise CheckpointError(f"{source}: weights must be floating-point numbers: {', '.join(integers)}. {_HINT}")
-    return Weights(config, arrays, dropped)
+    activation, told_by = _activation(activation, getattr(tensors, "metadata", {}), config, dialect, source)
+    config = dataclasses.replace(config, activation=activation)
+    return Weights(config, arrays, dropped, len(tensors) - len(inner), prefix, dialect.name, told_by)
 
 
-def to_paddle(name, array):
-    """Our name and layout of one of OpenAI's tensors; the array is a view."""
-    for pattern, ours, transposed in RULES:
-        match = re.fullmatch(pattern, name)
+def _prefix(tensors, source):
+    """What stands before the model's own names, told by its one tensor `logit_scale`."""
+    prefixes = sorted(name[: -len("logit_scale")] for name in tensors if re.fullmatch(r"(.+\.)?logit_scale", name))
+    if len(prefixes) > 1:
+        listed = ", ".join(f"{prefix}*" for prefix in prefixes)
+        raise CheckpointError(f"{source} holds several models: {listed}; save one of them alone")
+    return prefixes[0] if prefixes else ""
+
+
+def _fuse(name, found, source):
+    shapes = {letter: array.shape for letter, array in sorted(found.items())}
+    if list(shapes) != ["k", "q", "v"] or len(set(shapes.values())) != 1 or not shapes["q"]:
+        raise CheckpointError(
+            f"{source} does not fit: {name} needs q, k and v projections of one shape, found {shapes}"
+        )
+    if len({array.dtype for array in found.values()}) != 1:
+        raise CheckpointError(f"{source} does not fit: the q, k and v projections of {name} have different dtypes")
+    return Fused([found[letter] for letter in "qkv"])
+
+
+def _activation(given, metadata, config, dialect, source):
+    """The activation, and what told it: the caller, the file, the configuration beside it, or its dialect."""
+    if given:
+        if given not in ACTIVATIONS:
+            raise ValueError(f"activation is {given!r}; choose one of {', '.join(ACTIVATIONS)}")
+        return given, "request"
+    if metadata.get("activation") in ACTIVATIONS:
+        return metadata["activation"], "the file's metadata"
+    try:
+        if dialect.name == "Hugging Face" and "config.json" in metadata:
+            return _hugging_face_activation(metadata["config.json"], config), "its config.json"
+        if dialect.name in ("OpenAI", "open_clip") and "open_clip_config.json" in metadata:
+            quick = metadata["open_clip_config.json"]["model_cfg"].get("quick_gelu", False)
+            return ("quickgelu" if quick else "gelu"), "its open_clip_config.json"
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source}: the configuration beside it cannot be used ({error!r})") from None
+    if not dialect.activation:
+        raise CheckpointError(
+            f"{source} is a file of {dialect.name}, which does not say what activation it was trained with: "
+            "give --activation quickgelu (OpenAI's weights) or --activation gelu (most others)"
+        )
+    told_by = f"{dialect.name}'s names; a file that open_clip trained with GELU needs --activation gelu"
+    return dialect.activation, told_by if dialect.name == "OpenAI" else f"{dialect.name}'s names"
+
+
+def _hugging_face_activation(hugging_face, config):
+    towers = [hugging_face.get(name, {}) for name in ("text_config", "vision_config")]
+    widths = (config.transformer_width, config.vision_width)
+    for tower, width, heads in zip(towers, widths, (8, 12)):
+        if tower.get("num_attention_heads", heads) * 64 != width or tower.get("layer_norm_eps", 1e-5) != 1e-5:
+            raise CheckpointError("config.json tells of a model that OpenAI's CLIP has no form for: heads or epsilon")
+    found = {tower.get("hidden_act", "quick_gelu") for tower in towers}
+    activations = {"quick_gelu": "quickgelu", "gelu": "gelu"}
+    if len(found) != 1 or not found <= activations.keys():
+        raise CheckpointError(f"config.json tells of the activations {sorted(found)}; expected quick_gelu or gelu")
+    return activations[found.pop()]
+
+
+@functools.cache
+def _pattern(name):
+    return re.compile(re.escape(name).replace(r"\{\}", "(.+)"))
+
+
+def to_paddle(name, array, rules=OPENAI):
+    """Our name and layout of a tensor; the array is a view. A part of a fused projection is named "name#part"."""
+    for theirs, ours, transposed in rules:
+        match = _pattern(theirs).fullmatch(name)
         if match:
-            return match.expand(ours), array.T if transposed else array
+            return ours.format(*match.groups()), array.T if transposed else array
     return name, array
+
+
+def to_openai(name, array):
+    """OpenAI's name and layout of one of our tensors; the array is a view."""
+    for theirs, ours, transposed in OPENAI:
+        match = _pattern(ours).fullmatch(name)
+        if match:
+            return theirs.format(*match.groups()), array.T if transposed else array
+    return name, array
+
+
+def published_dtype(name):
+    """The dtype of a tensor in OpenAI's files, by our or OpenAI's name (OpenAI's `convert_weights`)."""
+    float32 = r"(.+\.)?(ln_\w+|bn\d|downsample\.1)\.\w+|(.+\.)?(\w+_embedding)(\.weight)?|logit_scale"
+    return "float32" if re.fullmatch(float32, name) else "float16"
 
 
 def config_from_shapes(shapes, source="the state dict"):

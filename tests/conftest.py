@@ -46,6 +46,17 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def library_files(files):
+    """The same folder, with the files that other libraries wrote of the same models."""
+    tests = os.path.join(ROOT, "tests")
+    packages = os.path.join(sys.prefix, "paddleclip")
+    assert os.path.isdir(packages), f"paddleclip 1.0.0 is missing: pip install --no-deps --target {packages} paddleclip"
+    subprocess.run([sys.executable, os.path.join(tests, "make_library_files.py"), str(files)], check=True)
+    subprocess.run([sys.executable, os.path.join(tests, "make_paddleclip_files.py"), str(files), packages], check=True)
+    return files
+
+
 @pytest.fixture
 def arrays_of(files):
     """A function returning the arrays PyTorch saw in a file, by its stem."""

@@ -68,7 +68,7 @@ def main(folder):
     code = reference.openai("model")
     with torch.device("meta"):
         for row in PRESETS:
-            shapes = {name: list(t.shape) for name, t in code.CLIP(**vars(row.config)).state_dict().items()}
+            shapes = {name: list(t.shape) for name, t in code.CLIP(**reference.sizes(row.config)).state_dict().items()}
             with open(f"{row.file}.shapes", "w") as file:
                 file.writelines(f"{name} {' '.join(map(str, shape))}\n" for name, shape in shapes.items())
 
@@ -76,7 +76,7 @@ def main(folder):
     for file in ("RN50.pt", "ViT-B-32.pt"):
         config = next(row.config for row in PRESETS if row.file == file)
         torch.manual_seed(0)
-        parameters = code.CLIP(**vars(config)).named_parameters()
+        parameters = code.CLIP(**reference.sizes(config)).named_parameters()
         statistics = {
             name: [p.mean().item(), p.std(correction=0).item(), p.abs().max().item()] for name, p in parameters
         }

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import paddle_clip
-from paddle_clip import archives, weights
+from paddle_clip import weights, writers
 
 PT2PADDLE = os.path.join("convert", "pt2paddle.py")
 
@@ -54,10 +54,11 @@ def test_names_the_preset(run, files, tmp_path):
     """A full-size file is recognised by its shapes."""
     row = paddle_clip.presets.preset("ViT-B/32")
     shapes = weights.parameter_shapes(row.config)
-    archives.write_pdparams(tmp_path / "in.pdparams", lambda: ((n, np.zeros(s, np.float16)) for n, s in shapes.items()))
+    zeros = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    writers.write(tmp_path / "in.pdparams", zeros, lambda name: "keep", lambda checksums: {})
     done = run(PT2PADDLE, tmp_path / "in.pdparams", "-o", tmp_path / "out.pdparams", "--dtype", "keep")
     assert done.returncode == 0, done.stderr
-    assert "preset   ViT-B/32\n" in done.stdout
+    assert "  preset     ViT-B/32\n" in done.stdout
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "keep"])
@@ -105,7 +106,10 @@ def test_errors_are_one_line_and_touch_nothing(run, files, folder):
     assert fails(run(PT2PADDLE, folder / "other.pt", *out), "is not a CLIP model", "ln_final.weight is missing")
     assert fails(run(PT2PADDLE, folder / "vit.pt", "-o", folder / "nowhere" / "x.pdparams"), "No such file")
     assert fails(run(PT2PADDLE, folder / "vit.pt", "-o", folder / "vit.pt"), "is the input itself")
+    os.mkfifo(folder / "fifo")
     assert fails(run(PT2PADDLE, "/dev/zero", *out), "not a regular file")
+    assert fails(run(PT2PADDLE, folder / "fifo", *out), "not a regular file")
+    os.unlink(folder / "fifo")
     assert sorted(os.listdir(folder)) == before
     assert (folder / "old.pdparams").read_bytes() == b"old"
 

@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import os
 import re
-import struct
 import subprocess
 import sys
 import threading
@@ -15,9 +14,11 @@ import numpy as np
 import paddle
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import paddle_clip
-from paddle_clip import CheckpointError, DownloadError, archives, hub, presets, weights
+from paddle_clip import CheckpointError, DownloadError, hub, presets, weights
+from paddle_clip.converter import convert
 from variants import RESNET, VIT
 
 
@@ -68,26 +69,16 @@ def server(files, monkeypatch):
         thread.join()
 
 
-def save_safetensors(path, arrays):
-    entries, start = [], 0
-    for name, array in arrays.items():
-        dtype = {"float16": "F16", "float32": "F32", "int64": "I64"}[array.dtype.name]
-        end = start + array.nbytes
-        entries.append(f'"{name}":{{"dtype":"{dtype}","shape":{list(array.shape)},"data_offsets":[{start},{end}]}}')
-        start = end
-    header = ("{" + ",".join(entries) + "}").encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + b"".join(a.tobytes() for a in arrays.values()))
-
-
 @pytest.mark.parametrize(("variant", "config"), [("resnet", RESNET), ("vit", VIT)])
 def test_every_form_of_a_file_gives_the_same_model(files, tmp_path, variant, config, arrays_of):
     state = arrays_of(variant)
     expected = weights.from_checkpoint(state).arrays
-    save_safetensors(tmp_path / "openai.safetensors", state)
-    archives.write_pdparams(tmp_path / "ours.pdparams", expected.items)
-    save_safetensors(tmp_path / "ours.safetensors", {n: a.copy(order="C") for n, a in expected.items()})
+    save_file(state, tmp_path / "openai.safetensors")
+    save_file({name: array.copy(order="C") for name, array in expected.items()}, tmp_path / "ours.safetensors")
+    convert(files / f"{variant}.pt", tmp_path / "ours.pdparams")
+    convert(files / f"{variant}.pt", tmp_path / "converted.safetensors", dtype="keep")
     paths = [files / f"{variant}.pt", files / f"{variant}_state_dict.pt", *sorted(tmp_path.iterdir())]
-    assert len(paths) == 5
+    assert len(paths) == 6
     for path in paths:
         model, preprocess = paddle_clip.load(path)
         assert not model.training
@@ -235,3 +226,12 @@ def test_processes_take_turns(server, tmp_path):
     running = [subprocess.Popen(command, cwd=root) for _ in range(4)]
     assert [process.wait() for process in running] == [0, 0, 0, 0]
     assert server.requests == [None]
+
+
+def test_a_file_changed_since_it_was_converted_is_refused(files, tmp_path):
+    convert(files / "vit.pt", tmp_path / "x.pdparams")
+    content = bytearray((tmp_path / "x.pdparams").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.pdparams").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is damaged: .* changed since it was written; convert it again"):
+        paddle_clip.load(tmp_path / "x.pdparams")

@@ -95,14 +95,16 @@ def test_the_command_prints_the_table(run, files, variant):
 
 def test_the_command_fails_past_its_bounds(run, files, tmp_path):
     """A model that swaps ln_1 and ln_2 is found, and so is a converter that forgets a transpose."""
-    swapped = "import sys; sys.path[:0] = ['convert']; import parity; from paddle_clip import {0}; "
-    for module, change in (
-        ("weights", "weights.RULES = [(p, n, t and 'out_proj' not in p) for p, n, t in weights.RULES]; "),
-        ("weights", "weights.RULES = [(r'(.+)\\.ln_1\\.(.+)', r'\\1.ln_2.\\2', False), "
-                    "(r'(.+)\\.ln_2\\.(.+)', r'\\1.ln_1.\\2', False), *weights.RULES]; "),
-    ):  # fmt: skip
-        main = f"sys.argv = ['parity.py', {str(files / 'vit.pt')!r}]; sys.exit(parity.main())"
-        done = run("-c", swapped.format(module) + change + main)
+    for rules in (
+        "[(theirs, ours, t and 'out_proj' not in theirs) for theirs, ours, t in weights.OPENAI]",
+        "[('{}.ln_1.{}', '{}.ln_2.{}', False), ('{}.ln_2.{}', '{}.ln_1.{}', False), *weights.OPENAI]",
+    ):
+        done = run(
+            "-c",
+            "import sys; sys.path[:0] = ['convert']; import parity; from paddle_clip import weights; "
+            f"weights.DIALECTS = [d._replace(rules={rules}) if d.rules else d for d in weights.DIALECTS]; "
+            f"sys.argv = ['parity.py', {str(files / 'vit.pt')!r}]; sys.exit(parity.main())",
+        )
         assert done.returncode == 1
         assert "in float64 > 1e-10" in done.stderr
         assert "differ from PyTorch's" in done.stderr

@@ -1,0 +1,40 @@
+"""Converts Paddle weights back for PyTorch: `python convert/paddle2pt.py RN50.pdparams` writes RN50.pt.
+
+The result is a plain state dict that OpenAI's `build_model` and `torch.load(weights_only=True)` take. Needs neither
+framework.
+"""
+
+import argparse
+import os
+import sys
+
+from pt2paddle import describe_conversion, each, progress
+
+from paddle_clip.converter import DTYPES, convert
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a .pdparams or .safetensors file")
+    parser.add_argument("-o", "--output", help="file to write, ending in .pt (default: FILE with that extension)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="keep",
+        help="of the result: keep (default) each tensor's, published: OpenAI's mix of float16 and float32",
+    )
+    arguments = parser.parse_args()
+    if arguments.output and len(arguments.files) > 1:
+        parser.error("-o names one output; convert several files without it")
+    if arguments.output and not arguments.output.endswith(".pt"):
+        parser.error("-o must end in .pt; pt2paddle.py writes the other forms")
+
+    def converted(file):
+        output = arguments.output or os.path.splitext(file)[0] + ".pt"
+        return describe_conversion(file, convert(file, output, arguments.dtype, progress=progress))
+
+    return each(arguments.files, converted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Writing checkpoint files: what is read back, by whom, and what a failure leaves."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import paddle
+import pytest
+import safetensors.numpy
+import torch
+from conftest import ROOT
+
+from paddle_clip import CheckpointError, archives, writers
+
+FORMS = pytest.mark.parametrize("extension", [".pdparams", ".safetensors", ".pt"])
+
+
+def write(path, arrays, dtype="keep", **arguments):
+    writers.write(path, arrays, lambda name: dtype, lambda checksums: {"crc32": checksums, "told": "é"}, **arguments)
+
+
+@FORMS
+def test_reads_back_with_metadata(files, tmp_path, extension):
+    arrays = archives.read(files / "vit_state_dict.pt")
+    write(tmp_path / f"x{extension}", arrays)
+    found = archives.read(tmp_path / f"x{extension}")
+    assert found.metadata["told"] == "é"
+    assert sorted(found) == sorted(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
+    assert writers.verify_checksums(found, "x") == len(arrays)
+    assert os.listdir(tmp_path) == [f"x{extension}"]
+
+
+def test_paddle_reads_a_pdparams(files, tmp_path):
+    arrays = archives.read(files / "vit_state_dict.pt")
+    write(tmp_path / "x.pdparams", arrays)
+    loaded = paddle.load(str(tmp_path / "x.pdparams"))
+    assert list(loaded) == list(arrays)
+    for name, array in arrays.items():
+        assert isinstance(loaded[name], paddle.Tensor)
+        np.testing.assert_array_equal(loaded[name].numpy(), array, err_msg=name, strict=True)
+
+
+def test_a_pdparams_loads_under_every_numpy(tmp_path):
+    write(tmp_path / "x.pdparams", {"a": np.ones(3, np.float32)})
+    content = (tmp_path / "x.pdparams").read_bytes()
+    assert b"numpy.core.multiarray" in content
+    assert b"numpy._core" not in content
+
+
+def test_safetensors_reads_a_safetensors(files, tmp_path):
+    arrays = archives.read(files / "vit_state_dict.pt")
+    write(tmp_path / "x.safetensors", arrays)
+    loaded = safetensors.numpy.load_file(tmp_path / "x.safetensors")
+    assert loaded.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array, err_msg=name, strict=True)
+
+
+def test_torch_reads_a_pt(files, tmp_path):
+    arrays = dict(archives.read(files / "vit_state_dict.pt"))
+    arrays["bfloat16"] = writers.cast(np.arange(4, dtype=np.float32), "bfloat16")
+    write(tmp_path / "x.pt", arrays)
+    for options in ({}, {"mmap": True}):
+        loaded = torch.load(tmp_path / "x.pt", weights_only=True, **options)
+        assert list(loaded) == list(arrays)
+        assert loaded.pop("bfloat16").tolist() == [0, 1, 2, 3]
+        for name, tensor in loaded.items():
+            np.testing.assert_array_equal(tensor.numpy(), arrays[name], err_msg=name, strict=True)
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path):
+    arrays = {"a": np.ones(3, np.float32), "b": np.zeros([2, 2], np.float16)}
+    for extension in (".pdparams", ".safetensors", ".pt"):
+        write(tmp_path / f"x{extension}", arrays)
+        write(tmp_path / f"y{extension}", arrays)
+        assert (tmp_path / f"x{extension}").read_bytes() == (tmp_path / f"y{extension}").read_bytes()
+
+
+@FORMS
+def test_a_changed_tensor_is_named(tmp_path, extension):
+    write(tmp_path / f"x{extension}", {"a": np.full(1000, 7, np.float32), "b": np.full(1000, 8, np.float32)})
+    content = (tmp_path / f"x{extension}").read_bytes()
+    place = content.index(np.full(1000, 8, np.float32).tobytes()) + 400
+    (tmp_path / "y").write_bytes(content[:place] + b"\1" + content[place + 1 :])
+    with pytest.raises(CheckpointError, match=r"is damaged: (b changed|entry archive/data/1 fails its checksum)"):
+        writers.verify_checksums(archives.read(tmp_path / "y"), "y")
+
+
+@FORMS
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, extension, monkeypatch):
+    path = tmp_path / f"x{extension}"
+    path.write_bytes(b"old")
+
+    class Failing:
+        shape, dtype = (3,), np.dtype(np.float32)
+
+        def __array__(self, dtype=None, copy=None):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write(path, {"a": np.ones(3, np.float32), "b": Failing()})
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.EIO, "broken disk")))
+    with pytest.raises(OSError, match="broken disk"):
+        write(path, {"a": np.ones(3, np.float32)})
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@FORMS
+def test_a_file_that_reads_back_differently_is_not_named(tmp_path, extension, monkeypatch):
+    read = archives.read
+
+    def changed(path):
+        checkpoint = read(path)
+        checkpoint["a"] = checkpoint["a"] + 1
+        return checkpoint
+
+    monkeypatch.setattr(archives, "read", changed)
+    with pytest.raises(CheckpointError, match="a read back differ"):
+        write(tmp_path / f"x{extension}", {"a": np.ones(3, np.float32), "b": np.ones(3, np.float32)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_one_error(tmp_path):
+    """A real one: the process may write no more than a megabyte to a file."""
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); import numpy as np; "
+        "from paddle_clip import writers; "
+        "writers.write(sys.argv[1], {'a': np.ones(1 << 20)}, lambda n: 'keep', lambda c: {})"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "x.pdparams")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "OSError: [Errno 27]" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_special_outputs_are_refused(tmp_path):
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "folder", "fifo"):
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            write(tmp_path / name, {"a": np.ones(1, np.float32)})
+    assert (tmp_path / "real").read_bytes() == b"old"
+    (tmp_path / ".x.partial").symlink_to(tmp_path / "real")
+    with pytest.raises(OSError, match="Too many levels"):
+        write(tmp_path / "x", {"a": np.ones(1, np.float32)})
+    assert (tmp_path / "real").read_bytes() == b"old"
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    (tmp_path / ".x.partial").write_bytes(b"")
+    with open(tmp_path / ".x.partial", "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="another process is writing"):
+            write(tmp_path / "x", {"a": np.ones(1, np.float32)})
+    write(tmp_path / "x", {"a": np.ones(1, np.float32)})
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_a_killed_process_left_is_used_up(tmp_path):
+    (tmp_path / ".x.partial").write_bytes(b"left over" * 1000)
+    write(tmp_path / "x", {"a": np.ones(1, np.float32)})
+    assert os.listdir(tmp_path) == ["x"]
+    assert archives.read(tmp_path / "x")["a"].tolist() == [1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing(files, tmp_path, number):
+    """At twenty moments of a conversion: one error line and no file, or a complete one."""
+    command = [sys.executable, os.path.join(ROOT, "convert", "pt2paddle.py"), str(files / "vit.pt")]
+    command += ["-o", str(tmp_path / "x.pdparams")]
+    outcomes = set()
+    for moment in np.linspace(0.15, 0.5, 20):
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(moment)
+        running.send_signal(number)
+        _, error = running.communicate()
+        left = os.listdir(tmp_path)
+        assert left in ([], ["x.pdparams"])
+        if left:
+            archives.read(tmp_path / "x.pdparams")
+            os.unlink(tmp_path / "x.pdparams")
+        elif running.returncode == 1 and error.startswith("error: interrupted"):
+            assert error.count("\n") == 1
+        outcomes.add((bool(left), running.returncode))
+    assert any(left for left, _ in outcomes)
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        write(tmp_path / "x", {"a": np.ones(1, np.float32)})
+    finally:
+        os.umask(umask)
+    assert os.stat(tmp_path / "x").st_mode & 0o777 == 0o644
+
+
+def test_cast_rounds_like_pytorch():
+    random = np.random.default_rng(0)
+    array = (random.standard_normal(100_000) * 10.0 ** random.integers(-30, 30, 100_000)).astype(np.float32)
+    array[:4] = [0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8]  # the last two are ties
+    expected = torch.from_numpy(array).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    np.testing.assert_array_equal(writers.cast(array, "bfloat16"), expected, strict=True)
+    widened = writers.cast(expected, "float32")
+    np.testing.assert_array_equal(widened, torch.from_numpy(array).bfloat16().float().numpy(), strict=True)
+    assert writers.cast(np.float32([np.nan]), "bfloat16")[0] & 0x7FC0 == 0x7FC0
+    assert writers.cast(np.asarray(1.5, np.float32), "bfloat16").shape == ()
+    for dtype in ("float16", "bfloat16"):
+        with pytest.raises(CheckpointError, match=f"w has numbers too large for {dtype}"):
+            writers.cast(np.array([3.4e38 if dtype == "bfloat16" else 7e4], np.float32), dtype, "w")
+        assert not np.isfinite(writers.cast(np.array([np.inf], np.float32), "float16"))
