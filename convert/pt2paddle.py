@@ -6,7 +6,6 @@ Needs neither PyTorch nor Paddle, and works from a clone that is not installed.
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import warnings
 from importlib.util import find_spec
@@ -14,8 +13,6 @@ from importlib.util import find_spec
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, os.pardir))
 warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed" is no news here
-
-from tqdm import tqdm
 
 from paddle_clip import archives, writers
 from paddle_clip.converter import DTYPES, check, convert
@@ -69,9 +66,13 @@ def each(files, work):
     return int(failed)
 
 
-def progress(pairs):
+def progress(names, total):
     """A progress bar on a terminal, nothing in a pipe."""
-    return tqdm(pairs, desc="converting", unit="tensor", leave=False, disable=None)
+    if not sys.stderr.isatty():
+        return names
+    from tqdm import tqdm  # here, as importing it takes longer than converting a small file
+
+    return tqdm(names, total=total, desc="converting", unit="tensor", leave=False)
 
 
 def _one_line(error):
@@ -85,6 +86,8 @@ def verify(file, report):
     if find_spec("torch") is None or find_spec("paddle") is None:
         compared = writers.verify_checksums(archives.read(report.output), report.output)
         return f"\n  verified {compared} tensors by their checksums; PyTorch or Paddle is not installed to run it"
+    import subprocess
+
     command = [sys.executable, os.path.join(HERE, "parity.py"), file, "--converted", report.output]
     command += ["--activation", report.config.activation]
     done = subprocess.run(command, capture_output=True, text=True)

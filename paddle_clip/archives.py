@@ -15,6 +15,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -73,6 +74,7 @@ _MAX_DEPTH = 64  # of nested modules and dicts
 _MAX_TENSORS = 100_000
 _MAX_DIRECTORY = 1 << 24  # bytes of a zip's directory, a safetensors header, a JSON file
 _MAX_SHARDS = 1000
+_RELEASE_OVER = 1 << 20  # bytes checked
 
 
 class Checkpoint(dict):
@@ -94,14 +96,7 @@ class _Mapped:
     """A regular, non-empty file mapped for reading; `data` is a memoryview of it."""
 
     def __init__(self, path):
-        info = os.stat(path)
-        if stat.S_ISDIR(info.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait, and a device may have no end
-            raise CheckpointError(f"{path} is not a regular file")
-        if info.st_size == 0:
-            raise CheckpointError(f"{path} is empty. {_DOWNLOAD_AGAIN}")
-        with open(path, "rb") as file:
+        with _open(path) as file:
             self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.path = path
         self.data = memoryview(self._mmap)
@@ -109,6 +104,18 @@ class _Mapped:
     def release(self):
         if hasattr(self._mmap, "madvise"):
             self._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def _open(path):
+    """Opens a file for reading, unless it is empty or no regular file: a pipe would wait, a device may have no end."""
+    info = os.stat(path)
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(info.st_mode):
+        raise CheckpointError(f"{path} is not a regular file")
+    if info.st_size == 0:
+        raise CheckpointError(f"{path} is empty. {_DOWNLOAD_AGAIN}")
+    return open(path, "rb", buffering=0)
 
 
 def read(path):
@@ -157,7 +164,7 @@ def _fits_safetensors(data):
 def sha256(path):
     """The SHA-256 of a file's bytes, in hexadecimal."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with open(path, "rb", buffering=0) as file:
+    with _open(path) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
@@ -175,14 +182,16 @@ def _read_torch_zip(mapped):
     if root + "byteorder" in entries and bytes(entries[root + "byteorder"]()) != b"little":
         raise CheckpointError(f"{path} was saved on a big-endian machine; re-save it on a little-endian one")
 
-    def storage_bytes(key):
-        if f"{root}data/{key}" not in entries:
-            raise CheckpointError(f"{path} is damaged: the data of storage {key} is missing")
-        return entries[f"{root}data/{key}"]()
-
-    tree = pickles.parse(entries[pickled[0]](), _torch_allows, path).tree
+    parsed = pickles.parse(entries[pickled[0]](), _torch_allows, path)
+    keys = {node.id[2] for node in parsed.persistents if isinstance(node.id, tuple) and len(node.id) > 2}
+    names = {key: f"{root}data/{key}" for key in keys}
+    missing = sorted(str(key) for key, name in names.items() if name not in entries)
+    if missing:
+        raise CheckpointError(f"{path} is damaged: the data of storage {', '.join(missing)} is missing")
+    with ThreadPoolExecutor(2) as pool:
+        storages = dict(zip(names, pool.map(lambda name: entries[name](), names.values())))
     checkpoint = Checkpoint("TorchScript archive" if root + "constants.pkl" in entries else "PyTorch state dict")
-    _flatten(path, tree, _torch_tensor(path, storage_bytes), checkpoint)
+    _flatten(path, parsed.tree, _torch_tensor(path, storages), checkpoint)
     if root + "paddle_clip.json" in entries:
         _add_metadata(checkpoint, bytes(entries[root + "paddle_clip.json"]()))
     _read_neighbours(path, checkpoint)
@@ -215,7 +224,7 @@ def _read_torch_legacy(mapped):
             raise
         raise CheckpointError(f"{path} is damaged or truncated ({error}). {_DOWNLOAD_AGAIN}") from None
     checkpoint = Checkpoint("PyTorch state dict in the format before PyTorch 1.6")
-    _flatten(path, trees[3], _torch_tensor(path, storages.__getitem__), checkpoint)
+    _flatten(path, trees[3], _torch_tensor(path, storages), checkpoint)
     return checkpoint
 
 
@@ -223,16 +232,18 @@ def _torch_allows(name):
     return name in _TORCH_GLOBALS or name.startswith("__torch__.")
 
 
-def _torch_tensor(path, storage_bytes):
-    """A function making the array of a node that stands for a tensor, or None of any other."""
-    storages = {}
+def _torch_tensor(path, storages):
+    """A function making the array of a node that stands for a tensor, or None of any other.
+
+    Args:
+        path: of the file, for messages.
+        storages: {key: bytes}.
+    """
 
     def storage(node):
         if not isinstance(node, pickles.Persistent) or len(node.id) < 5 or node.id[0] != "storage":
             raise CheckpointError(f"{path} is damaged: a tensor refers to something that is not a storage")
         _, kind, key, _location, count = node.id[:5]
-        if key not in storages:
-            storages[key] = storage_bytes(key)
         dtype = TORCH_DTYPES[kind]
         if len(storages[key]) != count * dtype.itemsize:
             raise CheckpointError(
@@ -293,7 +304,8 @@ def _content(mapped, info, content):
             raise CheckpointError(f"{path}: entry {info.filename} is compressed; re-save the file with torch.save")
         if zlib.crc32(content) != info.CRC:
             raise CheckpointError(f"{path} is damaged: entry {info.filename} fails its checksum. {_DOWNLOAD_AGAIN}")
-        mapped.release()
+        if len(content) > _RELEASE_OVER:
+            mapped.release()
         return content
 
     return checked

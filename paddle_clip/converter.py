@@ -41,7 +41,7 @@ class Contents(NamedTuple):
     checksums: int  # number of tensors compared with the checksums the file carries; 0 if it carries none
 
 
-def convert(source, output=None, dtype="float32", activation=None, progress=lambda pairs: pairs):
+def convert(source, output=None, dtype="float32", activation=None, progress=lambda names, total: names):
     """Converts a CLIP checkpoint, with neither torch nor paddle.
 
     Args:
@@ -51,7 +51,7 @@ def convert(source, output=None, dtype="float32", activation=None, progress=lamb
         dtype: "float32", "float16", "bfloat16", "published" for OpenAI's mix of float16 and float32, or "keep" for
             each tensor's own.
         activation: "quickgelu" or "gelu", where the file does not tell.
-        progress: wraps the list of (name, array) pairs that is written, such as a progress bar.
+        progress: wraps an iterable of one name per tensor written, and is told their number: a progress bar.
 
     Returns:
         A `Report`.
@@ -68,11 +68,11 @@ def convert(source, output=None, dtype="float32", activation=None, progress=lamb
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
     if os.path.exists(output) and os.path.exists(source) and os.path.samefile(source, output):
         raise CheckpointError(f"{output} is the input itself; choose another output with -o")
-    checkpoint = archives.read(source)
-    found = weights.from_checkpoint(checkpoint, source, activation)
-    writers.verify_checksums(checkpoint, source)
     with ThreadPoolExecutor(1) as pool:
         sha256 = pool.submit(archives.sha256, source)
+        checkpoint = archives.read(source)
+        found = weights.from_checkpoint(checkpoint, source, activation)
+        writers.verify_checksums(checkpoint, source)
         arrays = found.arrays
         if output.endswith(".pt"):
             arrays = dict(weights.to_openai(name, np.asarray(array)) for name, array in arrays.items())

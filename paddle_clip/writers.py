@@ -3,15 +3,17 @@
 A file gets its name only once it is complete, has been read back and every tensor compared.
 """
 
+import collections
 import contextlib
 import json
+import math
 import os
 import pickle
 import stat
 import struct
-import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +27,11 @@ except ImportError:  # Windows
     fcntl = None
 
 
-def write(path, arrays, dtype_of, metadata, progress=lambda pairs: pairs, release=lambda: None):
+_RELEASE_EVERY = 1 << 26  # bytes of the source
+_RELEASE_OVER = 1 << 20  # bytes of a tensor read back
+
+
+def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names, release=lambda: None):
     """Writes a checkpoint in the form its extension names: `.safetensors`, `.pt`, or else Paddle's.
 
     Before the file is complete, and after any failure, an existing file of that name is untouched.
@@ -36,47 +42,89 @@ def write(path, arrays, dtype_of, metadata, progress=lambda pairs: pairs, releas
             when it is written; uint16 stands for bfloat16.
         dtype_of: a function of a name returning the dtype to write it in, as `cast` takes it.
         metadata: a function of the tensors' checksums, a string, returning the {string: string} to write with them.
-            It may be called twice, and returns values of the same lengths.
-        progress: wraps the list of (name, array) pairs that is written, such as a progress bar.
-        release: called after each tensor, when its array is no longer needed.
+            It is called twice, and returns values of the same lengths.
+        progress: wraps an iterable of one name per tensor written, and is told their number: a progress bar.
+        release: called now and then, when the arrays written so far are no longer needed.
 
     Raises:
         CheckpointError: if `path` cannot become the file, a number does not fit its dtype, or the file read back
             differs.
         OSError: if the disk is full or the folder cannot be written.
     """
-    forms = {".safetensors": _Safetensors, ".pt": _Torch}
-    form = forms.get(os.path.splitext(path)[1], _Pickle)
+    form = {".safetensors": _safetensors, ".pt": _torch}.get(os.path.splitext(path)[1], _pickle)
     dtypes = {name: _result_dtype(array.dtype, dtype_of(name)) for name, array in arrays.items()}
-    tensors = {name: (dtypes[name], tuple(array.shape)) for name, array in arrays.items()}
+    tensors = {name: _Tensor(dtypes[name], tuple(array.shape)) for name, array in arrays.items()}
     checksums = dict.fromkeys(arrays, 0)
-    with _replacing(path) as file:
-        written = form(file, tensors, lambda: metadata(_checksum_text(checksums)))
+    # Every length is known before a number is: so the tensors are written in any order, each to its place, two at a
+    # time, and what depends on their checksums, of the same length, is filled in at last.
+    offsets, position = {}, 0
+    for piece in form(tensors, checksums, metadata(_checksum_text(checksums))):
+        if isinstance(piece, str):
+            offsets[piece] = position
+        position += tensors[piece].nbytes if isinstance(piece, str) else len(piece)
 
-        def add(name, content):
+    with _replacing(path) as (file, temporary):
+
+        def put(name):
+            result = cast(np.asarray(arrays[name]), dtype_of(name), name)
+            content = np.ascontiguousarray(result).reshape(-1).view(np.uint8).data
             checksums[name] = zlib.crc32(content)
-            written.add(name, content)
-            release()
+            _write_at(file, content, offsets[name])
+            return name
 
-        try:
-            # While one tensor is written, the next is cast.
-            with ThreadPoolExecutor(1) as pool:
-                pending = []
-                for name, array in progress(list(arrays.items())):
-                    result = cast(np.asarray(array), dtype_of(name), name)
-                    content = np.ascontiguousarray(result).reshape(-1).view(np.uint8).data
-                    if pending:
-                        pending.pop().result()
-                    pending.append(pool.submit(add, name, content))
-                for last in pending:
-                    last.result()
-            written.close()
-        except BaseException:
-            written.abandon()
-            raise
-        file.flush()
-        os.fsync(file.fileno())
-        _compare(file.name, tensors, checksums)
+        unreleased = 0
+        with ThreadPoolExecutor(2) as pool:
+            try:
+                for name in progress(_in_pairs(pool, put, arrays), len(arrays)):
+                    unreleased += arrays[name].dtype.itemsize * math.prod(arrays[name].shape)
+                    if unreleased > _RELEASE_EVERY:
+                        unreleased = 0
+                        release()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        start = 0
+        for piece in form(tensors, checksums, metadata(_checksum_text(checksums))):
+            if isinstance(piece, str):
+                start += tensors[piece].nbytes
+            else:
+                _write_at(file, piece, start)
+                start += len(piece)
+        if start != position:
+            raise AssertionError("the metadata changed its length")
+        with ThreadPoolExecutor(1) as pool:
+            flushed = pool.submit(os.fsync, file.fileno())
+            _compare(temporary, tensors, checksums)
+            flushed.result()
+
+
+class _Tensor(NamedTuple):
+    """What is known of a tensor before it is written."""
+
+    dtype: np.dtype
+    shape: tuple
+
+    @property
+    def nbytes(self):
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def _in_pairs(pool, work, items):
+    """The results of `work` on the items, in order, two under way at a time: no more are in memory."""
+    pending = collections.deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) > 2:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _write_at(file, content, offset):
+    view = memoryview(content)
+    while len(view):
+        count = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[count:], offset + count
 
 
 @contextlib.contextmanager
@@ -100,22 +148,11 @@ def _replacing(path):
                 raise CheckpointError(f"another process has just written {path}; run it again if that was not meant")
         try:
             file.truncate()
-            yield _Named(file, temporary)
+            yield file, temporary
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
             raise
-
-
-class _Named:
-    """An open file with the path it was opened by, which a file from a descriptor does not know."""
-
-    def __init__(self, file, name):
-        self.name = name
-        self._file = file
-
-    def __getattr__(self, attribute):
-        return getattr(self._file, attribute)
 
 
 def _checksum_text(checksums):
@@ -149,17 +186,21 @@ def verify_checksums(checkpoint, source):
 
 def _compare(path, tensors, checksums):
     checkpoint = archives.read(path)
-    try:
-        found = {name: (array.dtype, array.shape) for name, array in checkpoint.items()}
-        wrong = [name for name in tensors.keys() | found.keys() if tensors.get(name) != found.get(name)]
-        for name in tensors.keys() - set(wrong):
-            if zlib.crc32(checkpoint[name].reshape(-1).view(np.uint8)) != checksums[name]:
-                wrong.append(name)
-            checkpoint.release()
-    finally:
-        checkpoint.clear()
+    found = {name: _Tensor(array.dtype, array.shape) for name, array in checkpoint.items()}
+    wrong = {name for name in tensors.keys() | found.keys() if tensors.get(name) != found.get(name)}
+    with ThreadPoolExecutor(2) as pool:
+        right = sorted(found.keys() - wrong)
+        for name, crc in zip(right, pool.map(_crc32, map(checkpoint.get, right))):
+            if crc != checksums[name]:
+                wrong.add(name)
+            if tensors[name].nbytes > _RELEASE_OVER:
+                checkpoint.release()
     if wrong:
         raise CheckpointError(f"{', '.join(sorted(wrong))} read back differ from what was written; is the disk sound?")
+
+
+def _crc32(array):
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 # -------------------------------------------------------------------------------------------------------------- dtypes
@@ -187,7 +228,9 @@ def cast(array, dtype, name="an array"):
     if array.dtype == BFLOAT16:
         array = np.asarray(array.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore"):
-        result = _to_bfloat16(array.astype(np.float32)) if dtype == "bfloat16" else array.astype(dtype)
+        result = array.astype(np.float32 if dtype == "bfloat16" else dtype, order="C")
+        if dtype == "bfloat16":
+            result = _to_bfloat16(result)
     if result.itemsize < array.itemsize:
         exponent = np.uint16(0x7F80)  # all ones: an infinity or no number
         finite = (result & exponent) != exponent if dtype == "bfloat16" else np.isfinite(result)
@@ -204,10 +247,12 @@ def _to_bfloat16(array):
 
 
 # --------------------------------------------------------------------------------------------------------------- forms
-
+# Each is a function of {name: _Tensor}, {name: crc32} and the metadata, returning what the file is made of, in order:
+# bytes, or the name of a tensor for its content. The lengths do not depend on the checksums.
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in archives.SAFETENSORS_DTYPES.items()}
 _TORCH_NAMES = {dtype: name for name, dtype in archives.TORCH_DTYPES.items()}
+_ALIGNMENT = 64  # of tensors, as in PyTorch's files
 
 
 def _plain(value):
@@ -215,104 +260,66 @@ def _plain(value):
     return pickle.dumps(value, protocol=2)[2:-1]
 
 
-class _Form:
-    """A file being written: `add` each tensor's bytes in order, then `close`, or `abandon` it."""
-
-    def __init__(self, file, tensors, metadata):
-        self.file = file
-        self.tensors = tensors  # {name: (dtype, shape)}
-        self.metadata = metadata  # a function returning {string: string}
-
-    def abandon(self):
-        """Lets go of the file, whose content no longer matters."""
-
-
-class _Pickle(_Form):
+def _pickle(tensors, checksums, metadata):
     """What `paddle.save(state_dict, path)` writes, for any numpy to read: {name: array}.
 
     Arrays name `numpy.core`, which every numpy can import. The last key is Paddle's table from structured to parameter
     names, which it expects. The metadata is a string that is pushed and dropped: unpicklers never return it.
     """
-
-    def __init__(self, file, tensors, metadata):
-        super().__init__(file, tensors, metadata)
-        file.write(b"\x80\x04}(")
-
-    def add(self, name, content):
-        dtype, shape = self.tensors[name]
+    pieces = [b"\x80\x04}("]
+    for name, tensor in tensors.items():
         head = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + _plain((0,)) + b"C\x01btR(K\x01"
-        head += _plain(shape) + b"cnumpy\ndtype\n" + _plain((dtype.str.lstrip("<|"), False, True)) + b"R"
-        head += _plain((3, dtype.str[0], None, None, None, -1, -1, 0)) + b"b\x89\x8e"
-        self.file.write(_plain(name) + head + struct.pack("<Q", content.nbytes))
-        self.file.write(content)
-        self.file.write(b"tb")
-
-    def close(self):
-        table = _plain("StructuredToParameterName@@") + _plain({name: name for name in self.tensors})
-        self.file.write(table + b"u" + _plain(json.dumps(self.metadata())) + b"0.")
+        head += _plain(tensor.shape) + b"cnumpy\ndtype\n" + _plain((tensor.dtype.str.lstrip("<|"), False, True)) + b"R"
+        head += _plain((3, tensor.dtype.str[0], None, None, None, -1, -1, 0)) + b"b\x89\x8e"
+        pieces += [_plain(name) + head + struct.pack("<Q", tensor.nbytes), name, b"tb"]
+    table = _plain("StructuredToParameterName@@") + _plain({name: name for name in tensors})
+    return [*pieces, table + b"u" + _plain(json.dumps(metadata)) + b"0."]
 
 
-class _Safetensors(_Form):
+def _safetensors(tensors, checksums, metadata):
     """The safetensors format: the header's length, the header in JSON, the tensors."""
-
-    def __init__(self, file, tensors, metadata):
-        super().__init__(file, tensors, metadata)
-        self.size = len(self._header())
-        file.write(self._header())
-
-    def _header(self):
-        header, start = {"__metadata__": {"format": "paddle", **self.metadata()}}, 0
-        for name, (dtype, shape) in self.tensors.items():
-            end = start + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-            header[name] = {"dtype": _SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-            start = end
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # the tensors start aligned
-        return struct.pack("<Q", len(text)) + text
-
-    def add(self, name, content):
-        self.file.write(content)
-
-    def close(self):
-        header = self._header()  # now with the checksums
-        if len(header) != self.size:
-            raise AssertionError("the metadata changed its length")
-        self.file.seek(0)
-        self.file.write(header)
+    header, start = {"__metadata__": {"format": "paddle", **metadata}}, 0
+    for name, tensor in tensors.items():
+        places = [start, start + tensor.nbytes]
+        header[name] = {"dtype": _SAFETENSORS_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": places}
+        start += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return [struct.pack("<Q", len(text)) + text, *tensors]
 
 
-class _Torch(_Form):
-    """What `torch.save(state_dict, path)` writes: a zip with a pickle, and the bytes of each tensor."""
+def _torch(tensors, checksums, metadata):
+    """What `torch.save(state_dict, path)` writes: a zip with a pickle, and the bytes of each tensor.
 
-    def __init__(self, file, tensors, metadata):
-        super().__init__(file, tensors, metadata)
-        self.keys = {name: str(index) for index, name in enumerate(tensors)}
-        self.zip = zipfile.ZipFile(file, "w")
-        pickled = b"\x80\x02ccollections\nOrderedDict\n)R("
-        for name, (dtype, shape) in tensors.items():
-            count = int(np.prod(shape, dtype=np.int64))
-            strides = [int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))]
-            storage = "c" + _TORCH_NAMES[dtype].replace(".", "\n") + "\n"
-            pickled += _plain(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((" + _plain("storage") + storage.encode()
-            pickled += _plain(self.keys[name]) + _plain("cpu") + _plain(count) + b"tQ" + _plain(0) + _plain(shape)
-            pickled += _plain(tuple(strides)) + b"\x89ccollections\nOrderedDict\n)RtR"
-        self._add("data.pkl", pickled + b"u.")
-        self._add("byteorder", b"little")
+    Nothing is dated, so that the same tensors give the same file.
+    """
+    pickled = b"\x80\x02ccollections\nOrderedDict\n)R("
+    for key, (name, tensor) in enumerate(tensors.items()):
+        strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
+        storage = "c" + _TORCH_NAMES[tensor.dtype].replace(".", "\n") + "\n"
+        pickled += _plain(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((" + _plain("storage") + storage.encode()
+        pickled += _plain(str(key)) + _plain("cpu") + _plain(math.prod(tensor.shape)) + b"tQ" + _plain(0)
+        pickled += _plain(tensor.shape) + _plain(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
+    entries = [("data.pkl", pickled + b"u."), ("byteorder", b"little")]
+    entries += [(f"data/{key}", name) for key, name in enumerate(tensors)]
+    entries += [("version", b"3\n"), ("paddle_clip.json", json.dumps(metadata).encode())]
 
-    def _add(self, name, content):
-        info = zipfile.ZipInfo(f"archive/{name}")  # dated 1980, so that the same tensors give the same file
-        info.file_size = len(content)
-        with self.zip.open(info, "w") as entry:
-            entry.write(content)
-
-    def add(self, name, content):
-        self._add(f"data/{self.keys[name]}", content)
-
-    def close(self):
-        self._add("version", b"3\n")
-        self._add("paddle_clip.json", json.dumps(self.metadata()).encode())
-        self.zip.close()
-
-    def abandon(self):
-        with contextlib.suppress(OSError, ValueError):  # else it would try, and complain, when it is collected
-            self.zip.close()
+    pieces, directory, position = [], b"", 0
+    for name, content in entries:
+        name = f"archive/{name}".encode()
+        is_tensor = isinstance(content, str)
+        size = tensors[content].nbytes if is_tensor else len(content)
+        crc = checksums[content] if is_tensor else zlib.crc32(content)
+        # Version 2.0, no flags, stored, 1 January 1980.
+        fields = struct.pack("<HHHHHIII", 20, 0, 0, 0, 33, crc, size, size)
+        padding = -(position + 30 + len(name) + 4) % _ALIGNMENT
+        extra = struct.pack("<HH", 0x4246, padding) + b"Z" * padding  # "FB", as PyTorch pads
+        local = b"PK\3\4" + fields + struct.pack("<HH", len(name), len(extra)) + name + extra
+        directory += b"PK\1\2" + struct.pack("<H", 20) + fields
+        directory += struct.pack("<HHHHHII", len(name), 0, 0, 0, 0, 0, position) + name
+        pieces += [local, content]
+        position += len(local) + size
+    if position >= 1 << 32:
+        raise CheckpointError("the weights are larger than the 4 GiB of a .pt; write a .safetensors file instead")
+    count, size = len(entries), len(directory)
+    return [*pieces, directory + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, size, position, 0)]

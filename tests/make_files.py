@@ -14,7 +14,7 @@ import numpy as np
 
 import reference
 from paddle_clip.presets import PRESETS
-from variants import VARIANTS
+from variants import TINY, VARIANTS
 
 
 class Evil:
@@ -29,7 +29,7 @@ class Evil:
 
 def main(folder):
     os.chdir(folder)
-    for name, config in VARIANTS.items():
+    for name, config in {**VARIANTS, **TINY}.items():
         model = reference.random_model(config)
         torch.save(model.state_dict(), f"{name}_state_dict.pt")
         np.savez(f"{name}.npz", **{key: tensor.numpy() for key, tensor in model.state_dict().items()})
@@ -60,6 +60,7 @@ def main(folder):
 
     state = torch.load("vit_state_dict.pt")
     torch.save(state, "legacy.pt", _use_new_zipfile_serialization=False)
+    torch.save(torch.load("tiny_vit_state_dict.pt"), "tiny_legacy.pt", _use_new_zipfile_serialization=False)
     torch.save({"weights": Evil("touch executed")}, "evil.pt")
     with open("evil.pdparams", "wb") as file:
         pickle.dump({"weights": Evil("touch executed")}, file, protocol=4)

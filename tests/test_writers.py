@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import paddle
@@ -15,6 +14,7 @@ import safetensors.numpy
 import torch
 from conftest import ROOT
 
+import kill
 from paddle_clip import CheckpointError, archives, writers
 
 FORMS = pytest.mark.parametrize("extension", [".pdparams", ".safetensors", ".pt"])
@@ -174,26 +174,28 @@ def test_what_a_killed_process_left_is_used_up(tmp_path):
     assert archives.read(tmp_path / "x")["a"].tolist() == [1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_conversions_leave_no_partial_file(files, number):
+    """The long run is `python tests/kill.py`."""
+    outcomes = kill.kill(str(files / "vit.pt"), 15, number=number)
+    assert sum(outcomes.values()) == 15
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_nothing(files, tmp_path, number):
-    """At twenty moments of a conversion: one error line and no file, or a complete one."""
-    command = [sys.executable, os.path.join(ROOT, "convert", "pt2paddle.py"), str(files / "vit.pt")]
-    command += ["-o", str(tmp_path / "x.pdparams")]
-    outcomes = set()
-    for moment in np.linspace(0.15, 0.5, 20):
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        time.sleep(moment)
-        running.send_signal(number)
-        _, error = running.communicate()
-        left = os.listdir(tmp_path)
-        assert left in ([], ["x.pdparams"])
-        if left:
-            archives.read(tmp_path / "x.pdparams")
-            os.unlink(tmp_path / "x.pdparams")
-        elif running.returncode == 1 and error.startswith("error: interrupted"):
-            assert error.count("\n") == 1
-        outcomes.add((bool(left), running.returncode))
-    assert any(left for left, _ in outcomes)
+def test_an_interruption_is_one_error_line(files, tmp_path, number):
+    """Sent when the conversion writes; then nothing is left, not even the file being written."""
+    script = (
+        "import os, signal, sys; sys.path.insert(0, 'convert'); import pt2paddle; from paddle_clip import writers; "
+        "cast = writers.cast; "
+        f"writers.cast = lambda *a: (os.kill(os.getpid(), {number:d}), cast(*a))[1]; "
+        "sys.exit(pt2paddle.main())"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script, str(files / "vit.pt"), "-o", str(tmp_path / "x.pdparams")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: interrupted")
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
 
 
 def test_written_files_have_the_usual_permissions(tmp_path):
