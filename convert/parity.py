@@ -197,12 +197,14 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
     model = row.name if row else os.path.basename(checkpoint)
     failures = []
     with tempfile.TemporaryDirectory() as folder:
-        if converted is None:
-            converted = os.path.join(folder, "converted.pdparams")
-            convert(checkpoint, converted, "keep", activation)
         if found.dialect != "OpenAI" or found.prefix:
             original, checkpoint = checkpoint, os.path.join(folder, "openai.pt")
             convert(original, checkpoint, "keep", activation)
+        if converted is None:
+            converted = os.path.join(folder, "converted.pdparams")
+            published = all(array.dtype == weights.published_dtype(name) for name, array in found.arrays.items())
+            convert(checkpoint, converted, "float32" if published else "keep", config.activation)
+            failures += _there_and_back(model, checkpoint, converted, "published" if published else "keep")
         for kind, inputs in (("ones", ones_inputs(config)), ("random", random_inputs(config))):
             names = stages(config) if show_stages else ()
             ours, truth = compare(checkpoint, converted, inputs, "float64", names, device=device)
@@ -224,6 +226,17 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
             label = "  float32 error over PyTorch's"
             print(f"{label:<42} | {ratios[worst]:>10.2f} at worst ({worst})")
     return failures
+
+
+def _there_and_back(model, checkpoint, converted, dtype):
+    """Converts for PyTorch again and has PyTorch compare the result with the original."""
+    back = f"{converted}.pt"
+    convert(converted, back, dtype)
+    command = [sys.executable, os.path.join(HERE, "reference.py"), "same", checkpoint, back]
+    done = subprocess.run(command, capture_output=True, text=True)
+    os.unlink(back)
+    print(f"  there and back, {done.stdout.strip() or 'PyTorch does not load it'}")
+    return [f"{model} is not the same there and back. {done.stderr[-300:]}"] if done.returncode else []
 
 
 def _compare_digests(model, ours, theirs):

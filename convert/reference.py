@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from paddle_clip.presets import preset
+from paddle_clip.weights import DROPPED
 from parity import digest
 
 
@@ -96,21 +97,25 @@ def save_archive(model, path):
         torch.jit.save(traced, path)
 
 
+def read(path):
+    """The state dict of a TorchScript archive or of a file of `torch.save`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.load(path, map_location="cpu").state_dict()
+    except RuntimeError:
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load(path, dtype="float32", activation="quickgelu"):
     """OpenAI's model with the weights of a TorchScript archive or state dict, on the CPU, in eval mode.
 
     In float64 its LayerNorm, which computes in float32 whatever it is given, is `nn.LayerNorm`; with the activation
     "gelu" its QuickGELU is `nn.GELU`, as in open_clip.
     """
-    code = openai("model")
+    code, state_dict = openai("model"), read(path)
     if activation == "gelu":
         code.QuickGELU.forward = lambda _module, x: torch.nn.functional.gelu(x)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state_dict = torch.jit.load(path, map_location="cpu").state_dict()
-    except RuntimeError:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
     if dtype == "float64":
         code.LayerNorm.forward = torch.nn.LayerNorm.forward
     # build_model rounds what it loads to fp16; loading again afterwards keeps files of more precision whole.
@@ -158,6 +163,28 @@ def run(job):
     np.savez(job["outputs"], **{name: output.detach().numpy() for name, output in outputs.items()})
 
 
+def same(original, back):
+    """Compares a checkpoint with one that went to Paddle and back, in PyTorch.
+
+    Returns:
+        The number of tensors that are equal bit for bit, dtype and all, and the number of OpenAI's parameters and
+        buffers, leaving out the counters that no weights depend on.
+
+    Raises:
+        RuntimeError: if OpenAI's `build_model` does not load the second strictly.
+    """
+    expected = {name: tensor for name, tensor in read(original).items() if not DROPPED.fullmatch(name)}
+    found = torch.load(back, weights_only=True)
+    built = openai("model").build_model(dict(found)).state_dict()
+    equal = sum(
+        name in found and found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+        # build_model keeps weights in the published mix: what was in it is unchanged.
+        and (tensor.dtype != built[name].dtype or torch.equal(built[name], tensor))
+        for name, tensor in expected.items()
+    )  # fmt: skip
+    return equal - len(found.keys() - expected.keys()), len(expected)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -166,9 +193,16 @@ def main():
     make.add_argument("output", help="file to write")
     make.add_argument("--seed", type=int, default=0)
     commands.add_parser("run", help="used by parity.py").add_argument("job")
+    compare = commands.add_parser("same", help="compare a checkpoint with one that went to Paddle and back")
+    compare.add_argument("original")
+    compare.add_argument("back")
     arguments = parser.parse_args()
     if arguments.command == "run":
         return run(arguments.job)
+    if arguments.command == "same":
+        equal, count = same(arguments.original, arguments.back)
+        print(f"{equal} of {count} tensors are bit for bit the original's, and OpenAI's build_model loads them")
+        return int(equal != count)
     try:
         save_archive(random_model(preset(arguments.preset).config, arguments.seed), arguments.output)
     except (ValueError, OSError, RuntimeError) as error:
@@ -177,4 +211,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
