@@ -3,7 +3,6 @@
 A file gets its name only once it is complete, has been read back and every tensor compared.
 """
 
-import collections
 import contextlib
 import json
 import math
@@ -11,6 +10,7 @@ import os
 import pickle
 import stat
 import struct
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -28,6 +28,7 @@ except ImportError:  # Windows
 
 
 _RELEASE_EVERY = 1 << 26  # bytes of the source
+_STRIP = 32  # columns of a transposed matrix copied at once: so many rows of the source stay in the cache
 _RELEASE_OVER = 1 << 20  # bytes of a tensor read back
 
 
@@ -64,10 +65,19 @@ def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names,
         position += tensors[piece].nbytes if isinstance(piece, str) else len(piece)
 
     with _replacing(path) as (file, temporary):
+        scratch = threading.local()
 
         def put(name):
-            result = cast(np.asarray(arrays[name]), dtype_of(name), name)
-            content = np.ascontiguousarray(result).reshape(-1).view(np.uint8).data
+            array, tensor = np.asarray(arrays[name]), tensors[name]
+            if array.dtype == np.float16 and tensor.dtype == np.float32:
+                # The usual case, which never fails: into memory that is used again, as new pages cost as much as this.
+                if getattr(scratch, "memory", np.empty(0)).nbytes < tensor.nbytes:
+                    scratch.memory = np.empty(tensor.nbytes, np.uint8)
+                result = scratch.memory[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+                _copy(result, array)
+            else:
+                result = np.ascontiguousarray(cast(array, dtype_of(name), name))
+            content = result.reshape(-1).view(np.uint8).data
             checksums[name] = zlib.crc32(content)
             _write_at(file, content, offsets[name])
             return name
@@ -75,7 +85,7 @@ def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names,
         unreleased = 0
         with ThreadPoolExecutor(2) as pool:
             try:
-                for name in progress(_in_pairs(pool, put, arrays), len(arrays)):
+                for name in progress(pool.map(put, arrays), len(arrays)):
                     unreleased += arrays[name].dtype.itemsize * math.prod(arrays[name].shape)
                     if unreleased > _RELEASE_EVERY:
                         unreleased = 0
@@ -109,15 +119,12 @@ class _Tensor(NamedTuple):
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-def _in_pairs(pool, work, items):
-    """The results of `work` on the items, in order, two under way at a time: no more are in memory."""
-    pending = collections.deque()
-    for item in items:
-        pending.append(pool.submit(work, item))
-        if len(pending) > 2:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+def _copy(result, array):
+    if array.ndim != 2:
+        np.copyto(result, array)
+        return
+    for start in range(0, array.shape[1], _STRIP):
+        np.copyto(result[:, start : start + _STRIP], array[:, start : start + _STRIP])
 
 
 def _write_at(file, content, offset):
