@@ -22,6 +22,7 @@ import numpy as np
 from . import pickles
 from .errors import CheckpointError
 
+TORCHSCRIPT = "TorchScript archive"  # the kind of file OpenAI publishes
 BFLOAT16 = np.dtype("<u2")
 TORCH_DTYPES = {
     "torch.HalfStorage": np.dtype("<f2"),
@@ -190,7 +191,7 @@ def _read_torch_zip(mapped):
         raise CheckpointError(f"{path} is damaged: the data of storage {', '.join(missing)} is missing")
     with ThreadPoolExecutor(2) as pool:
         storages = dict(zip(names, pool.map(lambda name: entries[name](), names.values())))
-    checkpoint = Checkpoint("TorchScript archive" if root + "constants.pkl" in entries else "PyTorch state dict")
+    checkpoint = Checkpoint(TORCHSCRIPT if root + "constants.pkl" in entries else "PyTorch state dict")
     _flatten(path, parsed.tree, _torch_tensor(path, storages), checkpoint)
     if root + "paddle_clip.json" in entries:
         _add_metadata(checkpoint, bytes(entries[root + "paddle_clip.json"]()))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .archives import TORCHSCRIPT
 from .errors import CheckpointError, require_same_tensors
 from .presets import ACTIVATIONS, CLIPConfig
 
@@ -154,18 +155,18 @@ def from_checkpoint(tensors, source="the state dict", activation=None):
     dialect = next(d for d in DIALECTS if any(re.fullmatch(d.marker, name) for name in inner) or d.marker == ".*")
     dropped = sorted(name for name in inner if DROPPED.fullmatch(name))
     arrays, parts = {}, {}
-    for name, array in inner.items():
-        if name not in dropped:
-            ours, array = to_paddle(name, array, dialect.rules)
-            target, _, part = ours.partition("#")
-            if part:
-                parts.setdefault(target, {})[part] = array
-            elif ours in arrays:
-                raise CheckpointError(f"{source} holds {ours} twice, once as {prefix}{name}")
-            else:
-                arrays[ours] = array
+    left_out = set(dropped)
+    for name in [name for name in inner if name not in left_out]:
+        ours, array = to_paddle(name, inner[name], dialect.rules)
+        target, _, part = ours.partition("#")
+        if part:
+            parts.setdefault(target, {})[part] = array
+        elif ours in arrays:
+            raise CheckpointError(f"{source} holds {ours} twice, once as {prefix}{name}")
+        else:
+            arrays[ours] = array
     for name, found in parts.items():
-        arrays[name] = _fuse(name, found, source)
+        arrays.update(_fuse(name, found))
     if dialect.name == "paddleclip 1.0" and getattr(arrays.get("logit_scale"), "shape", None) == (1,):
         arrays["logit_scale"] = arrays["logit_scale"].reshape(())
 
@@ -175,7 +176,8 @@ def from_checkpoint(tensors, source="the state dict", activation=None):
     integers = sorted(name for name, array in arrays.items() if array.dtype.kind not in "fu")
     if integers:
         raise CheckpointError(f"{source}: weights must be floating-point numbers: {', '.join(integers)}. {_HINT}")
-    activation, told_by = _activation(activation, getattr(tensors, "metadata", {}), config, dialect, source)
+    metadata, kind = getattr(tensors, "metadata", {}), getattr(tensors, "kind", "")
+    activation, told_by = _activation(activation, metadata, kind, config, dialect, source)
     config = dataclasses.replace(config, activation=activation)
     return Weights(config, arrays, dropped, len(tensors) - len(inner), prefix, dialect.name, told_by)
 
@@ -189,18 +191,14 @@ def _prefix(tensors, source):
     return prefixes[0] if prefixes else ""
 
 
-def _fuse(name, found, source):
-    shapes = {letter: array.shape for letter, array in sorted(found.items())}
-    if list(shapes) != ["k", "q", "v"] or len(set(shapes.values())) != 1 or not shapes["q"]:
-        raise CheckpointError(
-            f"{source} does not fit: {name} needs q, k and v projections of one shape, found {shapes}"
-        )
-    if len({array.dtype for array in found.values()}) != 1:
-        raise CheckpointError(f"{source} does not fit: the q, k and v projections of {name} have different dtypes")
-    return Fused([found[letter] for letter in "qkv"])
+def _fuse(name, found):
+    """The three parts of a projection as one; or, if they do not go together, each under a name that nothing has."""
+    if set(found) == set("qkv") and len({(part.shape, part.dtype) for part in found.values()}) == 1 and found["q"].ndim:
+        return {name: Fused([found[letter] for letter in "qkv"])}
+    return {f"{name}#{letter}": part for letter, part in found.items()}
 
 
-def _activation(given, metadata, config, dialect, source):
+def _activation(given, metadata, kind, config, dialect, source):
     """The activation, and what told it: the caller, the file, the configuration beside it, or its dialect."""
     if given:
         if given not in ACTIVATIONS:
@@ -221,8 +219,10 @@ def _activation(given, metadata, config, dialect, source):
             f"{source} is a file of {dialect.name}, which does not say what activation it was trained with: "
             "give --activation quickgelu (OpenAI's weights) or --activation gelu (most others)"
         )
-    told_by = f"{dialect.name}'s names; a file that open_clip trained with GELU needs --activation gelu"
-    return dialect.activation, told_by if dialect.name == "OpenAI" else f"{dialect.name}'s names"
+    told_by = f"{dialect.name}'s names"
+    if dialect.name == "OpenAI" and kind != TORCHSCRIPT:  # open_clip uses these names too
+        told_by += "; a file that open_clip trained with GELU needs --activation gelu"
+    return dialect.activation, told_by
 
 
 def _hugging_face_activation(hugging_face, config):

@@ -127,6 +127,17 @@ def test_a_hugging_face_config_of_another_model_is_refused(library_files, tmp_pa
             check(tmp_path / "model.safetensors")
 
 
+def test_projections_that_do_not_go_together_are_all_reported(library_files):
+    state = dict(archives.read(library_files / "hugging_face" / "model.safetensors"))
+    del state["text_model.encoder.layers.0.self_attn.k_proj.weight"]
+    name = "vision_model.encoder.layers.1.self_attn.v_proj.bias"
+    state[name] = state[name][:-1]
+    with pytest.raises(CheckpointError) as error:
+        weights.from_checkpoint(state, "x", "gelu")
+    assert "2 missing: transformer.resblocks.0.attn.in_proj.weight [192, 576], " in str(error.value)
+    assert "5 unexpected: transformer.resblocks.0.attn.in_proj.weight#q [192, 192], " in str(error.value)
+
+
 def test_sharded_files_must_be_whole_and_at_home(library_files, tmp_path):
     for path in (library_files / "hugging_face_sharded").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
