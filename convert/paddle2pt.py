@@ -8,9 +8,10 @@ import argparse
 import os
 import sys
 
-from pt2paddle import describe_conversion, each, progress
+from pt2paddle import describe_conversion, each, progress, require_different_outputs
 
 from paddle_clip.converter import DTYPES, convert
+from paddle_clip.presets import ACTIVATIONS
 
 
 def main():
@@ -23,7 +24,9 @@ def main():
         default="keep",
         help="of the result: keep (default) each tensor's, published: OpenAI's mix of float16 and float32",
     )
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="of the model, where the file does not tell")
     arguments = parser.parse_args()
+    require_different_outputs(parser, arguments.files)
     if arguments.output and len(arguments.files) > 1:
         parser.error("-o names one output; convert several files without it")
     if arguments.output and not arguments.output.endswith(".pt"):
@@ -31,7 +34,10 @@ def main():
 
     def converted(file):
         output = arguments.output or os.path.splitext(file)[0] + ".pt"
-        return describe_conversion(file, convert(file, output, arguments.dtype, progress=progress))
+        if not arguments.output and os.path.lexists(output):  # perhaps the very file this one was made of
+            raise ValueError(f"{output} is there already; name the output with -o, which may replace it")
+        report = convert(file, output, arguments.dtype, arguments.activation, progress)
+        return describe_conversion(file, report)
 
     return each(arguments.files, converted)
 

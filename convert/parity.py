@@ -27,10 +27,11 @@ from paddle_clip.presets import ACTIVATIONS, PRESETS, preset_of
 
 OUTPUTS = ("image_features", "text_features", "logits_per_image", "logits_per_text")
 # Largest difference in float64, relative to the largest value of each output. Same function, different order of sums:
-# 3e-14 was measured at worst over the nine architectures.
+# 1.2e-13 was measured at worst over the nine architectures.
 FLOAT64_BOUND = 1e-10
 # Paddle's float32 error against PyTorch's float64 result, over PyTorch's own float32 error against it.
 FLOAT32_RATIO = 3.0
+FEWEST = 16  # numbers of an output so judged: of fewer, PyTorch may have all nearly right by luck
 
 
 class ParityError(RuntimeError):
@@ -219,7 +220,8 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
             if kind == "ones":
                 failures += _compare_digests(model, ours, theirs)
             _row(f"{model}, {kind}, float32", ours, theirs, OUTPUTS)
-            ratios = {name: error_ratio(ours[name], theirs[name], truth[name]) for name in OUTPUTS}
+            judged = [name for name in OUTPUTS if truth[name].size >= FEWEST]
+            ratios = {name: error_ratio(ours[name], theirs[name], truth[name]) for name in judged}
             worst = max(ratios, key=ratios.get)
             if not ratios[worst] <= FLOAT32_RATIO:
                 failures.append(f"{model}, {kind}: float32 error of {worst} is {ratios[worst]:.2f} x PyTorch's > 3")

@@ -4,6 +4,7 @@ Needs neither PyTorch nor Paddle, and works from a clone that is not installed.
 """
 
 import argparse
+import importlib.metadata
 import os
 import signal
 import sys
@@ -39,12 +40,13 @@ def main():
     arguments = parser.parse_args()
     if arguments.output and len(arguments.files) > 1:
         parser.error("-o names one output; convert several files without it")
+    require_different_outputs(parser, arguments.files)
     if arguments.check:
         return each(arguments.files, lambda file: describe_contents(file, *check(file, arguments.activation)))
 
     def converted(file):
         report = convert(file, arguments.output, arguments.dtype, arguments.activation, progress)
-        return describe_conversion(file, report) + (verify(file, report) if arguments.verify else "")
+        return describe_conversion(file, report) + (verify(file, report, arguments.dtype) if arguments.verify else "")
 
     return each(arguments.files, converted)
 
@@ -61,7 +63,7 @@ def each(files, work):
             print(f"error: {_one_line(error)}", file=sys.stderr)
             failed = True
         except KeyboardInterrupt:
-            print(f"error: interrupted while reading or writing for {file}; nothing was written", file=sys.stderr)
+            print(f"error: interrupted at {file}; no partial file is left", file=sys.stderr)
             return 1
     return int(failed)
 
@@ -70,8 +72,10 @@ def progress(names, total):
     """A progress bar on a terminal, nothing in a pipe."""
     if not sys.stderr.isatty():
         return names
-    from tqdm import tqdm  # here, as importing it takes longer than converting a small file
-
+    try:
+        from tqdm import tqdm  # here, as importing it takes longer than converting a small file
+    except ImportError:
+        return names
     return tqdm(names, total=total, desc="converting", unit="tensor", leave=False)
 
 
@@ -81,11 +85,23 @@ def _one_line(error):
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def verify(file, report):
-    """What the comparison of a result with PyTorch prints; where PyTorch is missing, what its checksums say."""
-    if find_spec("torch") is None or find_spec("paddle") is None:
+def require_different_outputs(parser, files):
+    """Stops the program if two files would be converted to one."""
+    stems = [os.path.realpath(os.path.splitext(file)[0]) for file in files]
+    if len(set(stems)) < len(stems):
+        parser.error("two of these files have one output, as their names differ in the extension alone: use -o")
+
+
+def verify(file, report, dtype):
+    """What the comparison of a result with PyTorch prints; where PyTorch is missing, what its checksums say.
+
+    A result that was rounded is compared with itself in PyTorch, any other with the file it was made of.
+    """
+    file = file if dtype in ("float32", "keep") else report.output
+    if any(find_spec(name) is None for name in ("torch", "paddle")) or not _has_reference():
         compared = writers.verify_checksums(archives.read(report.output), report.output)
-        return f"\n  verified {compared} tensors by their checksums; PyTorch or Paddle is not installed to run it"
+        missing = "PyTorch, clip-anytorch or Paddle is missing to run it"
+        return f"\n  verified {compared} tensors by their checksums; {missing}"
     import subprocess
 
     command = [sys.executable, os.path.join(HERE, "parity.py"), file, "--converted", report.output]
@@ -94,6 +110,14 @@ def verify(file, report):
     if done.returncode:
         raise ValueError(f"{report.output} was written but does not pass: {done.stderr.replace('error: ', '')}")
     return f"\n{done.stdout.rstrip()}"
+
+
+def _has_reference():
+    try:
+        importlib.metadata.distribution("clip-anytorch")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def describe(report):

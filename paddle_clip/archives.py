@@ -73,6 +73,7 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of PyT
 _DOWNLOAD_AGAIN = "If it was downloaded, download it again"
 _MAX_DEPTH = 64  # of nested modules and dicts
 _MAX_TENSORS = 100_000
+_MAX_NAME = 1000  # characters
 _MAX_DIRECTORY = 1 << 24  # bytes of a zip's directory, a safetensors header, a JSON file
 _MAX_SHARDS = 1000
 _RELEASE_OVER = 1 << 20  # bytes checked
@@ -86,6 +87,26 @@ class Checkpoint(dict):
         self.kind = kind  # what the file is, in words
         self.metadata = {}  # {string: value} the file or its folder says of itself
         self.maps = []
+
+    def neighbour(self, name):
+        """What a JSON file of this name beside the checkpoint holds, or None if there is none.
+
+        Raises:
+            CheckpointError: if it is not a JSON object.
+        """
+        if not self.maps:
+            return None
+        path = os.path.join(os.path.dirname(self.maps[0].path), name)
+        try:
+            with _open(path) as file:
+                content = json.loads(file.read(_MAX_DIRECTORY))
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be used: {error}") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} cannot be used: it is not a JSON object")
+        return content
 
     def release(self):
         """Takes the pages read so far out of this process's memory; they are read again when they are used."""
@@ -151,7 +172,7 @@ def read(path):
             f"{path} is not a checkpoint: expected a PyTorch .pt, a Paddle .pdparams or a .safetensors file, found "
             f"{len(data):,} bytes starting with {bytes(data[:8])!r}. {_DOWNLOAD_AGAIN}"
         )
-    checkpoint.maps.append(mapped)
+    checkpoint.maps.insert(0, mapped)
     if not checkpoint:
         raise CheckpointError(f"{path} holds no tensors; expected the weights of a CLIP model")
     return checkpoint
@@ -195,7 +216,6 @@ def _read_torch_zip(mapped):
     _flatten(path, parsed.tree, _torch_tensor(path, storages), checkpoint)
     if root + "paddle_clip.json" in entries:
         _add_metadata(checkpoint, bytes(entries[root + "paddle_clip.json"]()))
-    _read_neighbours(path, checkpoint)
     return checkpoint
 
 
@@ -365,7 +385,7 @@ def _flatten(path, tree, tensor, tensors):
     def visit(name, value, depth):
         nonlocal visits
         visits += 1
-        if depth > _MAX_DEPTH or visits > 10 * _MAX_TENSORS:
+        if depth > _MAX_DEPTH or visits > 10 * _MAX_TENSORS or len(tensors) > _MAX_TENSORS or len(name) > _MAX_NAME:
             raise CheckpointError(f"{path} is not a checkpoint: its contents are nested too deeply or too many")
         if isinstance(value, pickles.Node):
             array = tensor(value)
@@ -380,7 +400,8 @@ def _flatten(path, tree, tensor, tensors):
         if isinstance(value, dict):
             for key, child in value.items():
                 if isinstance(child, (pickles.Node, dict, list, tuple)):
-                    visit(f"{name}.{key}" if name else str(key), child, depth + 1)
+                    key = str(key)[: _MAX_NAME + 1]  # a longer one is refused there
+                    visit(f"{name}.{key}" if name else key, child, depth + 1)
 
     try:
         visit("", tree, 0)
@@ -411,7 +432,6 @@ def _read_safetensors(mapped):
             end_of_last = end
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a damaged or truncated .safetensors file ({error!r})") from None
-    _read_neighbours(path, checkpoint)
     return checkpoint
 
 
@@ -442,15 +462,3 @@ def _read_index(mapped):
         checkpoint.metadata.update(shard.metadata)
         checkpoint.maps += shard.maps
     return checkpoint
-
-
-def _read_neighbours(path, checkpoint):
-    """Puts what the `config.json` of Hugging Face or the `open_clip_config.json` of open_clip says into `metadata`."""
-    for name in ("config.json", "open_clip_config.json"):
-        with contextlib.suppress(FileNotFoundError):
-            neighbour = os.path.join(os.path.dirname(path), name)
-            try:
-                with open(neighbour, "rb") as file:
-                    checkpoint.metadata[name] = json.loads(file.read(_MAX_DIRECTORY))
-            except (ValueError, RecursionError) as error:
-                raise CheckpointError(f"{neighbour} is damaged: {error}") from None

@@ -1,8 +1,10 @@
 """Models by name or file: OpenAI's catalogue, download, cache, `load`."""
 
+import http.client
 import os
 import urllib.error
 import urllib.request
+import warnings
 
 import paddle
 from filelock import FileLock
@@ -40,7 +42,9 @@ def load(name_or_path, dtype="float32", cache_dir=None, activation=None):
             leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files.
         cache_dir: folder for downloaded and converted files; by default the environment variable PADDLE_CLIP_CACHE,
             or ~/.cache/paddle_clip.
-        activation: "quickgelu" or "gelu", for a file of another program that does not tell.
+        activation: "quickgelu" or "gelu", for a file that does not tell: one of another program, or a GELU model saved
+            with `paddle.save`, which keeps no metadata. Where only OpenAI's names tell, which open_clip shares, a
+            warning says so.
 
     Returns:
         The model, in eval mode, and the callable PIL image, path or uint8 array -> float32 Tensor [3, R, R].
@@ -62,17 +66,19 @@ def load(name_or_path, dtype="float32", cache_dir=None, activation=None):
         )
     checkpoint = archives.read(path)
     writers.verify_checksums(checkpoint, path)
-    config, arrays, *_ = weights.from_checkpoint(checkpoint, path, activation)
-    model = build(config)
+    found = weights.from_checkpoint(checkpoint, path, activation)
+    if found.activation_from.endswith(weights.ASSUMED):
+        warnings.warn(f"{path}: activation {found.config.activation} by {found.activation_from}", stacklevel=2)
+    model = build(found.config)
     if dtype == "float64":
         model.to(dtype=dtype)
     elif dtype != "float32":
         for layer in model.sublayers():
             if isinstance(layer, (paddle.nn.Conv2D, paddle.nn.Linear)):
                 layer.to(dtype=dtype)
-    model.set_state_dict(arrays)
+    model.set_state_dict(found.arrays)
     model.eval()
-    return model, image_transform(config.image_resolution)
+    return model, image_transform(found.config.image_resolution)
 
 
 def url_of(row):
@@ -119,7 +125,7 @@ def _fetch(row, path):
     partial = path + ".partial"
     try:
         _download(url, partial)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise DownloadError(
             f"cannot download {row.name} from {url} ({error}). Run it again to continue; or fetch the file elsewhere "
             f"and put it into {os.path.dirname(path)}, or convert it with `python convert/pt2paddle.py {row.file}` "

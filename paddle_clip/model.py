@@ -114,7 +114,7 @@ def attention(q, k, v, heads, mask=None):
         k: keys [B, L, D].
         v: values [B, L, D].
         heads: number of heads H; D is a multiple of it.
-        mask: None, or [Lq, L] added to the scores: 0 where a query may look, -inf where not.
+        mask: None, or [Lq, L] added to the scores, in any dtype: 0 where a query may look, -inf where not.
 
     Returns:
         [B, Lq, D] in the dtype of `q`.
@@ -126,7 +126,7 @@ def attention(q, k, v, heads, mask=None):
 
     scores = paddle.matmul(split(q) * (width // heads) ** -0.5, split(k), transpose_y=True)  # [B, H, Lq, L]
     if mask is not None:
-        scores = scores + mask
+        scores = scores + mask.astype(scores.dtype)
     x = paddle.matmul(F.softmax(scores, axis=-1), split(v))  # [B, H, Lq, D/H]
     return x.transpose([0, 2, 1, 3]).reshape([0, 0, width])  # [B, Lq, D]
 
@@ -450,8 +450,8 @@ class CLIP(nn.Layer):
         length = text.shape[1]
         x = self.token_embedding(text).astype(self.dtype)  # [B, L, D]
         x = x + self.positional_embedding[:length].astype(x.dtype)
-        # Made anew for each call, so that it has the scores' dtype and device and is in no state dict.
-        mask = paddle.triu(paddle.full([length, length], -math.inf, dtype="float32"), 1).astype(x.dtype)  # [L, L]
+        # Made anew for each call, so that it is on the model's device and in no state dict.
+        mask = paddle.triu(paddle.full([length, length], -math.inf, dtype="float32"), 1)  # [L, L]
         x = self.transformer(x, mask)
         x = x[paddle.arange(text.shape[0]), text.argmax(axis=-1)]  # [B, D], each row at its end-of-text
         x = self.ln_final(x)

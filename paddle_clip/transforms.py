@@ -14,10 +14,10 @@ def image_transform(resolution):
     """The preprocessing of a model whose images are `resolution` pixels wide and high (OpenAI's `_transform`).
 
     Returns:
-        A callable taking a PIL image of any mode, the path of an image, or a uint8 array [H, W], [H, W, 3] or
-        [H, W, 4], and returning a float32 Tensor [3, R, R]. It resizes the short side to R (bicubic), crops the
-        centre, converts to RGB, scales to [0, 1] and normalises. An EXIF orientation is not applied, as in OpenAI's
-        code: use `PIL.ImageOps.exif_transpose` before it for that.
+        A callable taking a PIL image of any mode that PIL resizes and converts to RGB, the path of an image, or a uint8
+        array [H, W], [H, W, 3] or [H, W, 4], and returning a float32 Tensor [3, R, R]. It resizes the short side to R
+        (bicubic), crops the centre, converts to RGB, scales to [0, 1] and normalises. An EXIF orientation is not
+        applied, as in OpenAI's code: use `PIL.ImageOps.exif_transpose` before it for that.
     """
     # A pixel has 256 values: their normalised forms, computed in float32 as torchvision does, are looked up.
     scaled = np.arange(256, dtype=np.float32) / np.float32(255)  # [256]
@@ -53,6 +53,8 @@ def _open(image):
 def _resize_and_crop(image, resolution):
     """torchvision's Resize of the short side, then CenterCrop, both before the conversion to RGB."""
     width, height = image.size
+    if not width or not height:
+        raise ValueError(f"an image of {width} x {height} pixels has nothing to see")
     short, long = min(width, height), max(width, height)
     long = int(resolution * long / short)
     size = (resolution, long) if width <= height else (long, resolution)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .archives import TORCHSCRIPT
+from .archives import BFLOAT16, TORCHSCRIPT, Checkpoint
 from .errors import CheckpointError, require_same_tensors
 from .presets import ACTIVATIONS, CLIPConfig
 
@@ -108,6 +108,8 @@ DROPPED = re.compile(
     r"input_resolution|context_length|vocab_size|.+\.num_batches_tracked|(.+\.)?attn_mask|.+\.position_ids"
 )
 
+# What is said of the activation where only the names told it, which open_clip shares.
+ASSUMED = "; a file that open_clip trained with GELU needs --activation gelu"
 _HINT = "Expected weights of OpenAI's CLIP, in OpenAI's or paddle_clip's names; `python presets.py` lists the models"
 
 
@@ -173,11 +175,10 @@ def from_checkpoint(tensors, source="the state dict", activation=None):
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     config = config_from_shapes(shapes, source)
     require_same_tensors(parameter_shapes(config), shapes, source, _HINT)
-    integers = sorted(name for name, array in arrays.items() if array.dtype.kind not in "fu")
+    integers = sorted(name for name, array in arrays.items() if array.dtype.kind != "f" and array.dtype != BFLOAT16)
     if integers:
         raise CheckpointError(f"{source}: weights must be floating-point numbers: {', '.join(integers)}. {_HINT}")
-    metadata, kind = getattr(tensors, "metadata", {}), getattr(tensors, "kind", "")
-    activation, told_by = _activation(activation, metadata, kind, config, dialect, source)
+    activation, told_by = _activation(activation, tensors, config, dialect, source)
     config = dataclasses.replace(config, activation=activation)
     return Weights(config, arrays, dropped, len(tensors) - len(inner), prefix, dialect.name, told_by)
 
@@ -198,20 +199,27 @@ def _fuse(name, found):
     return {f"{name}#{letter}": part for letter, part in found.items()}
 
 
-def _activation(given, metadata, kind, config, dialect, source):
+def _activation(given, tensors, config, dialect, source):
     """The activation, and what told it: the caller, the file, the configuration beside it, or its dialect."""
+    is_file = isinstance(tensors, Checkpoint)
+    is_openais = is_file and tensors.kind == TORCHSCRIPT
+    if dialect.name in ("OpenAI", "open_clip") and config.vision_patch_size and not is_openais:
+        _require_heads_of_64(config, source)
     if given:
         if given not in ACTIVATIONS:
             raise ValueError(f"activation is {given!r}; choose one of {', '.join(ACTIVATIONS)}")
         return given, "request"
-    if metadata.get("activation") in ACTIVATIONS:
-        return metadata["activation"], "the file's metadata"
+    if is_file and tensors.metadata.get("activation") in ACTIVATIONS:
+        return tensors.metadata["activation"], "the file's metadata"
     try:
-        if dialect.name == "Hugging Face" and "config.json" in metadata:
-            return _hugging_face_activation(metadata["config.json"], config), "its config.json"
-        if dialect.name in ("OpenAI", "open_clip") and "open_clip_config.json" in metadata:
-            quick = metadata["open_clip_config.json"]["model_cfg"].get("quick_gelu", False)
-            return ("quickgelu" if quick else "gelu"), "its open_clip_config.json"
+        if is_file and dialect.name == "Hugging Face":
+            described = tensors.neighbour("config.json")
+            if described:
+                return _hugging_face_activation(described, config), "the config.json beside it"
+        if is_file and dialect.name in ("OpenAI", "open_clip") and not is_openais:
+            described = tensors.neighbour("open_clip_config.json")
+            if described:
+                return _open_clip_activation(described["model_cfg"], config), "the open_clip_config.json beside it"
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source}: the configuration beside it cannot be used ({error!r})") from None
     if not dialect.activation:
@@ -220,9 +228,26 @@ def _activation(given, metadata, kind, config, dialect, source):
             "give --activation quickgelu (OpenAI's weights) or --activation gelu (most others)"
         )
     told_by = f"{dialect.name}'s names"
-    if dialect.name == "OpenAI" and kind != TORCHSCRIPT:  # open_clip uses these names too
-        told_by += "; a file that open_clip trained with GELU needs --activation gelu"
+    if dialect.name == "OpenAI" and not is_openais:
+        told_by += ASSUMED
     return dialect.activation, told_by
+
+
+def _require_heads_of_64(config, source):
+    """Heads leave no trace in the shapes. Of open_clip's models, those of these widths have wider ones."""
+    if config.vision_width in (1280, 1408, 1664):
+        raise CheckpointError(
+            f"{source} is not a model OpenAI's CLIP has a form for: the heads of open_clip's ViT-H, ViT-g and ViT-bigG "
+            "are not 64 wide"
+        )
+
+
+def _open_clip_activation(model, config):
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    wide = config.vision_patch_size and vision.get("head_width", 64) != 64
+    if wide or text.get("heads", config.transformer_heads) != config.transformer_heads:
+        raise CheckpointError("open_clip_config.json tells of heads that OpenAI's CLIP has no form for: not 64 wide")
+    return "quickgelu" if model.get("quick_gelu", False) else "gelu"
 
 
 def _hugging_face_activation(hugging_face, config):

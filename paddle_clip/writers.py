@@ -222,6 +222,8 @@ def _result_dtype(dtype, target):
 def cast(array, dtype, name="an array"):
     """A copy or view of a floating-point array in another dtype, rounded to nearest even.
 
+    float64 goes to bfloat16 by way of float32.
+
     Args:
         array: float16, float32, float64, or uint16 standing for bfloat16.
         dtype: "float32", "float64", "float16", "bfloat16" (the result is uint16), or "keep".

@@ -1,5 +1,6 @@
 """Every format converts to the same tensors bit for bit, and the models agree with the library that made the file."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -108,8 +109,42 @@ def test_an_open_clip_config_tells_the_activation(library_files, tmp_path):
         assert check(source)[0].config.activation == activation
         assert check(source, activation="gelu")[0].config.activation == "gelu"
     (tmp_path / "open_clip_config.json").write_text("not json")
-    with pytest.raises(CheckpointError, match=r"open_clip_config\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"open_clip_config\.json cannot be used"):
         check(source)
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {"head_width": 80}}}')
+    with pytest.raises(CheckpointError, match="not 64 wide"):
+        check(source)
+
+
+def test_what_lies_beside_a_file_that_needs_nothing_is_not_read(files, tmp_path):
+    for name in ("vit.pt", "vit_state_dict.pt"):
+        (tmp_path / name).write_bytes((files / name).read_bytes())
+    (tmp_path / "config.json").write_text("// not json")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": false}}')
+    assert check(tmp_path / "vit.pt")[0].config.activation == "quickgelu"  # OpenAI's archives have no other
+    assert check(tmp_path / "vit_state_dict.pt")[0].config.activation == "gelu"
+    os.unlink(tmp_path / "open_clip_config.json")
+    os.mkfifo(tmp_path / "open_clip_config.json")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        check(tmp_path / "vit_state_dict.pt")
+
+
+@pytest.mark.parametrize("width", [1280, 1408, 1664])
+def test_models_whose_heads_are_not_64_wide_are_refused(width):
+    config = dataclasses.replace(presets.preset("ViT-L/14").config, vision_width=width)
+    shapes = weights.parameter_shapes(config)
+    state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    state = dict(weights.to_openai(name, array) for name, array in state.items())
+    with pytest.raises(CheckpointError, match="not 64 wide"):
+        weights.from_checkpoint(state)
+
+
+def test_loading_by_openais_names_alone_warns(library_files, recwarn):
+    paddle_clip.load(library_files / "open_clip_vit_flat_gelu.pt", activation="gelu")
+    paddle_clip.load(library_files / "vit.pt")
+    assert not [warning for warning in recwarn if "activation" in str(warning.message)]
+    with pytest.warns(UserWarning, match="trained with GELU needs"):
+        paddle_clip.load(library_files / "open_clip_vit_flat_gelu.pt")
 
 
 def test_a_hugging_face_config_of_another_model_is_refused(library_files, tmp_path):
@@ -213,9 +248,16 @@ def test_check_counts_and_writes_nothing(files, run, tmp_path):
     assert os.listdir(tmp_path) == ["x.pt"]
 
 
-@pytest.mark.parametrize("file", ["vit.pt", "hugging_face/model.safetensors", "open_clip_resnet_custom_gelu.pt"])
-def test_verify_prints_the_parity_table(library_files, run, tmp_path, file):
-    arguments = ["--activation", "gelu"] if "gelu" in file else []
+@pytest.mark.parametrize(
+    ("file", "arguments"),
+    [
+        ("vit.pt", []),
+        ("vit.pt", ["--dtype", "bfloat16"]),
+        ("hugging_face/model.safetensors", []),
+        ("open_clip_resnet_custom_gelu.pt", ["--activation", "gelu"]),
+    ],
+)
+def test_verify_prints_the_parity_table(library_files, run, tmp_path, file, arguments):
     done = run(PT2PADDLE, "--verify", library_files / file, "-o", tmp_path / "x.pdparams", *arguments)
     assert done.returncode == 0, done.stderr
     assert "max abs diff" in done.stdout
@@ -228,6 +270,22 @@ def test_verify_without_torch_checks_the_checksums(files, run, tmp_path):
     done = run("-c", script, PT2PADDLE, "--verify", files / "vit.pt", "-o", tmp_path / "x.pdparams")
     assert done.returncode == 0, done.stderr
     assert "verified 74 tensors by their checksums" in done.stdout
+
+
+def test_paddle2pt_does_not_replace_the_original(files, run, tmp_path):
+    (tmp_path / "vit.pt").write_bytes((files / "vit.pt").read_bytes())
+    assert run(PT2PADDLE, tmp_path / "vit.pt").returncode == 0
+    done = run(PADDLE2PT, tmp_path / "vit.pdparams")
+    assert done.returncode == 1
+    assert "is there already" in done.stderr
+    assert (tmp_path / "vit.pt").read_bytes() == (files / "vit.pt").read_bytes()
+    assert run(PADDLE2PT, tmp_path / "vit.pdparams", "-o", tmp_path / "back.pt").returncode == 0
+
+
+def test_two_files_with_one_output_are_refused(files, run):
+    done = run(PT2PADDLE, files / "vit.pt", files / "vit.safetensors")
+    assert done.returncode == 2
+    assert "one output" in done.stderr
 
 
 def test_paddle2pt_refuses_other_outputs(files, run, tmp_path):

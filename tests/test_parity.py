@@ -4,8 +4,11 @@ import os
 import re
 
 import numpy as np
+import paddle
 import pytest
+from conftest import DEVICES
 
+import paddle_clip
 import parity
 from paddle_clip import presets
 from paddle_clip.converter import convert
@@ -74,6 +77,28 @@ def test_gradients_of_every_parameter(pairs, variant, device, train):
 
 
 @BOTH
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("where", DEVICES[1:])
+def test_half_precision(files, variant, dtype, where):
+    """On a GPU, features of either half precision point where float32's do, and nothing overflows."""
+    inputs = parity.random_inputs(VARIANTS[variant])
+    features = {}
+    for name in ("float32", dtype):
+        paddle.set_device(where)
+        model, _ = paddle_clip.load(files / f"{variant}.pt", name)
+        images, tokens = paddle.to_tensor(inputs["images"].astype(np.float32)), paddle.to_tensor(inputs["tokens"])
+        with paddle.no_grad():
+            outputs = model.encode_image(images), model.encode_text(tokens), model(images, tokens)[0]
+        assert outputs[0].dtype == outputs[1].dtype == getattr(paddle, name)
+        assert outputs[2].dtype == paddle.float32
+        features[name] = [output.astype("float32").numpy() for output in outputs]
+    for half, full in zip(features[dtype][:2], features["float32"][:2]):
+        cosine = (half * full).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(full, axis=1)
+        assert cosine.min() > 0.99
+    assert np.isfinite(features[dtype][2]).all()
+
+
+@BOTH
 def test_the_command_prints_the_table(run, files, variant):
     done = run(PARITY, files / f"{variant}.pt", "--stages")
     assert done.returncode == 0, done.stderr
@@ -124,10 +149,6 @@ def test_published_logits(name):
     row = presets.preset(name)
     if not folder or not os.path.exists(os.path.join(folder, row.file)):
         pytest.skip(f"PADDLE_CLIP_WEIGHTS names no folder with the official {row.file}")
-    import paddle
-
-    import paddle_clip
-
     model, preprocess = paddle_clip.load(os.path.join(folder, row.file))
     resolution = row.config.image_resolution
     with paddle.no_grad():

@@ -115,6 +115,12 @@ def test_other_arrays_are_refused(array):
         image_transform(224)(array)
 
 
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3)])
+def test_images_without_pixels_are_refused(shape):
+    with pytest.raises(ValueError, match="nothing to see"):
+        image_transform(224)(np.zeros(shape, np.uint8))
+
+
 def test_unreadable_images_are_named(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     content = io.BytesIO()

@@ -110,9 +110,10 @@ def test_huge_layer_numbers_cost_nothing():
 
 @BOTH
 def test_integers_are_not_weights(state, variant):
-    state["ln_final.bias"] = state["ln_final.bias"].astype(np.int64)
-    with pytest.raises(CheckpointError, match=r"floating-point numbers: ln_final\.bias"):
-        weights.from_checkpoint(state)
+    for dtype in (np.int64, np.uint8, bool):
+        state["ln_final.bias"] = state["ln_final.bias"].astype(dtype)
+        with pytest.raises(CheckpointError, match=r"floating-point numbers: ln_final\.bias"):
+            weights.from_checkpoint(state)
 
 
 @pytest.mark.parametrize("row", presets.PRESETS, ids=lambda row: row.name)
