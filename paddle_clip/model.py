@@ -131,6 +131,15 @@ def attention(q, k, v, heads, mask=None):
     return x.transpose([0, 2, 1, 3]).reshape([0, 0, width])  # [B, Lq, D]
 
 
+def project(x, weight):
+    """x @ weight: [B, D] @ [D, E] -> [B, E], in the dtype of `x`.
+
+    The weight is transposed twice. For fewer than eight rows MKL would add up the D products one by one, at four times
+    the rounding error of PyTorch; along contiguous columns it adds them in parts.
+    """
+    return paddle.matmul(x, weight.astype(x.dtype).t(), transpose_y=True)
+
+
 class AttentionPool2D(nn.Layer):
     """Pools a feature map by attention from its mean (OpenAI's `AttentionPool2d`; paper, section 2.4).
 
@@ -305,7 +314,7 @@ class VisualTransformer(nn.Layer):
         x = self.ln_pre(x + self.positional_embedding.astype(x.dtype))
         x = self.transformer(x)
         x = self.ln_post(x[:, 0])  # [B, D]
-        return x @ self.proj.astype(x.dtype)  # [B, E]
+        return project(x, self.proj)  # [B, E]
 
 
 class CLIP(nn.Layer):
@@ -455,7 +464,7 @@ class CLIP(nn.Layer):
         x = self.transformer(x, mask)
         x = x[paddle.arange(text.shape[0]), text.argmax(axis=-1)]  # [B, D], each row at its end-of-text
         x = self.ln_final(x)
-        return x @ self.text_projection.astype(x.dtype)  # [B, E]
+        return project(x, self.text_projection)  # [B, E]
 
     def forward(self, image, text):
         """Scaled cosine similarities of every image with every text.
