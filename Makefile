@@ -1,6 +1,6 @@
 # make demo   convert a checkpoint made by OpenAI's own code and compare Paddle with PyTorch on it
 # make test   run the tests
-# make parity compare all nine architectures at full size (about 15 minutes, 16 GiB)
+# make parity compare all nine architectures at full size (about 20 minutes)
 #
 # Each sets up what it needs in .venv-<Paddle version>, once. PADDLE=2.6.2 chooses another Paddle, PYTHON another Python.
 
