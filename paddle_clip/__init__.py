@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "errors": ["CheckpointError"],
     "hub": ["DownloadError", "available_models", "load"],
+    "losses": ["ContrastiveLoss"],
     "model": ["CLIP"],
     "presets": [
         "CLIPConfig",
