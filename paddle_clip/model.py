@@ -140,7 +140,8 @@ def attention(q, k, v, heads, causal=False):
     scores = paddle.matmul(swap(q) * (width // heads) ** -0.5, swap(k), transpose_y=True)  # [B, H, Lq, L]
     if causal:
         length = k.shape[1]
-        scores = scores + paddle.triu(paddle.full([length, length], -math.inf, scores.dtype), 1)
+        seen = paddle.tril(paddle.ones([length, length], "bool"))  # [L, L]
+        scores = paddle.where(seen, scores, paddle.full([], -math.inf, scores.dtype))
     x = paddle.matmul(F.softmax(scores, axis=-1), swap(v))  # [B, H, Lq, D/H]
     return swap(x).reshape([0, 0, width])  # [B, Lq, D]
 
@@ -172,8 +173,8 @@ class AttentionPool2D(nn.Layer):
         self.num_heads = num_heads
 
     def forward(self, x):
-        x = x.flatten(2).transpose([0, 2, 1])  # [B, S*S, D]
-        x = paddle.concat([x.mean(axis=1, keepdim=True), x], axis=1)  # [B, S*S+1, D]
+        mean = F.adaptive_avg_pool2d(x, 1)  # [B, D, 1, 1]
+        x = paddle.concat([mean.flatten(2), x.flatten(2)], axis=2).transpose([0, 2, 1])  # [B, S*S+1, D]
         x = x + self.positional_embedding.astype(x.dtype)
         x = attention(self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x), self.num_heads)  # [B, 1, D]
         return self.c_proj(x.squeeze(1))  # [B, E]
