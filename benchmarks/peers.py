@@ -103,15 +103,19 @@ def _config(checkpoint):
     return weights.from_checkpoint(archives.read(checkpoint), checkpoint).config
 
 
-def _paddle(checkpoint, device, dtype, compiled):
+def _model(checkpoint, device, dtype):
     import paddle
 
     import paddle_clip
 
     paddle.set_device("gpu" if device == "cuda" else device)
-    model, _ = paddle_clip.load(checkpoint, dtype)
-    if compiled:
-        model = paddle_clip.compile(model)
+    return paddle_clip.load(checkpoint, dtype)[0]
+
+
+def eager(checkpoint, device, dtype):
+    import paddle
+
+    model = _model(checkpoint, device, dtype)
     calls = {"image": model.encode_image, "text": model.encode_text}
 
     def call(tower, array):
@@ -121,12 +125,12 @@ def _paddle(checkpoint, device, dtype, compiled):
     return call
 
 
-def eager(checkpoint, device, dtype):
-    return _paddle(checkpoint, device, dtype, compiled=False)
-
-
 def compiled(checkpoint, device, dtype):
-    return _paddle(checkpoint, device, dtype, compiled=True)
+    import paddle_clip
+
+    predictor = paddle_clip.compile(_model(checkpoint, device, dtype))
+    calls = {"image": predictor.encode_image, "text": predictor.encode_text}
+    return lambda tower, array: calls[tower](array)
 
 
 def _torch(checkpoint, device, dtype, wrap):

@@ -1,4 +1,4 @@
-"""CLIP as Paddle Inference programs: exported to a folder, loaded with no model code, run by the machine's fastest engine."""
+"""CLIP as Paddle Inference programs: exported to a folder, loaded with no model code, run by the fastest engine."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SHAPES = 100  # input shapes whose oneDNN kernels are kept
 # Work the CPU is given at once. Larger batches are slower: their activations leave the caches, and the memory of each
 # is asked of the system and given back. Measured with benchmarks/scaling.py.
 CPU_TOKENS = 640
-CPU_PIXELS = 4 * 224**2
+CPU_PIXELS = {"ModifiedResNet": 4 * 224**2, "VisualTransformer": 8 * 224**2}
 
 
 class _Tower(nn.Layer):
@@ -109,6 +109,8 @@ def _write(model, dtype, directory):
         "image_resolution": size,
         "context_length": model.context_length,
         "embed_dim": model.text_projection.shape[1],
+        "images_at_once": max(1, CPU_PIXELS[type(model.visual).__name__] // size**2),
+        "tokens_at_once": CPU_TOKENS,
         "crc32": {name: _crc32(os.path.join(directory, name)) for name in sorted(os.listdir(directory))},
     }
     with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as file:
@@ -153,6 +155,10 @@ class Predictor:
         self.embed_dim = description["embed_dim"]
         self.logit_scale = np.float32(np.exp(description["logit_scale"]))
         self.preprocess = image_transform(self.image_resolution)
+        self._images_at_once = description["images_at_once"]
+        self._tokens_at_once = description["tokens_at_once"]
+        if self.device.startswith("gpu"):  # which is fastest with all of them
+            self._images_at_once = self._tokens_at_once = 1 << 62
         self._lock = threading.Lock()
         self._towers = {tower: self._load(os.path.join(directory, tower)) for tower in TOWERS}
 
@@ -184,10 +190,6 @@ class Predictor:
             predictor.run()
             return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
-    def _rows(self, tokens):
-        """Rows of so many tokens each to run at once: all on a GPU; on the CPU as many as its caches take."""
-        return None if self.device.startswith("gpu") else max(1, CPU_TOKENS // tokens)
-
     def encode_image(self, image):
         """Image features, not normalised.
 
@@ -207,7 +209,7 @@ class Predictor:
                 f"images are {list(array.shape)}; this model takes [N, {', '.join(map(str, expected))}]: "
                 "prepare them with this object's preprocess, and stack them into a batch"
             )
-        rows = self._rows(CPU_TOKENS * self.image_resolution**2 // CPU_PIXELS) or len(array)
+        rows = self._images_at_once
         parts = [self._run("image", array[start : start + rows]) for start in range(0, len(array), rows)]
         return _like(image, np.concatenate(parts))
 
@@ -232,7 +234,7 @@ class Predictor:
         features = np.empty((len(tokens), self.embed_dim), np.float32)
         while len(order):  # the longest first
             length = lengths[order[-1]]
-            rows = order[-(self._rows(length) or len(order)) :]
+            rows = order[-max(1, self._tokens_at_once // length) :]
             features[rows] = self._run("text", np.ascontiguousarray(tokens[rows, :length], np.int64))
             order = order[: -len(rows)]
         return _like(text, features)
