@@ -195,8 +195,14 @@ class _File(_Memory):
         folder, name = os.path.split(os.path.abspath(output))
         if not name.endswith((".npy", ".parquet")):
             raise ValueError(f"the output is {output!r}; choose a name that ends with .npy or .parquet")
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"the folder of the output {output!r} does not exist")
+        if os.path.lexists(output) and not os.path.isfile(output):
+            raise ValueError(f"{output} exists and is not a file; choose another output")
         if _is_parquet(name):
             import pyarrow  # noqa: F401  before the work, not after it
+        elif os.path.exists(_json_of(output)) and not os.path.exists(output):
+            raise ValueError(f"{_json_of(output)} is of something else and would be overwritten; choose another output")
         self.output, self.run, self.resume = output, run, resume
         self.partial = os.path.join(folder, f".{name}.partial")
         self.journal_path = os.path.join(folder, f".{name}.journal")
@@ -229,6 +235,9 @@ class _File(_Memory):
                 fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"another process is writing {self.output}; wait for it") from None
+            stale = not os.path.exists(self.journal_path)
+            if stale or not os.path.samestat(os.fstat(self.journal.fileno()), os.stat(self.journal_path)):
+                raise ValueError(f"another process has just written {self.output}")
 
     def _continue(self):
         """Finds where the journal ends, and cuts off what is beyond; or starts anew."""
@@ -255,7 +264,7 @@ class _File(_Memory):
         reasons = [f"{key} {old[key]} then, {new[key]} now" for key in keys if old[key] != new[key]]
         if (old["images"], old["count"]) != (new["images"], new["count"]):
             reasons.append(f"other images ({old['count']} then, {new['count']} now)")
-        tolerance = 1e-5 * np.abs(new["probe"]).max()
+        tolerance = 1e-5 * np.abs(new["probe"]).max()  # of a GPU that chose other kernels this time
         if len(old["probe"]) != len(new["probe"]) or not np.allclose(old["probe"], new["probe"], 0, tolerance):
             reasons.append("another model or preprocessing")
         if reasons:

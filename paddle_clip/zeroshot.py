@@ -98,7 +98,6 @@ def encode_texts(model, texts, batch_tokens=4096, progress=False):
         RuntimeError: if a text is too long.
         TypeError: if one is not a string.
     """
-    width = model.text_projection.shape[1]
     parts = []
     with inference(model), progress_bar(progress, total=len(texts), unit="text") as bar:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -114,7 +113,7 @@ def encode_texts(model, texts, batch_tokens=4096, progress=False):
                 bar.update(len(order[first:last]))
                 first = last
             parts.append(paddle.concat(features).index_select(paddle.to_tensor(np.argsort(order))))  # [M, E]
-    return paddle.concat(parts) if parts else paddle.zeros([0, width], model.dtype)
+    return paddle.concat(parts) if parts else paddle.zeros([0, model.text_projection.shape[1]], model.dtype)
 
 
 def zero_shot_classifier(model, classnames, templates=IMAGENET_TEMPLATES, batch_tokens=4096, progress=False):
@@ -156,7 +155,7 @@ def class_names(classnames):
     """A list of the names of each class; raises ValueError if that is not what `classnames` gives."""
     if isinstance(classnames, str):
         raise ValueError(f"class names are a list of strings; found the string {classnames!r}")
-    names = [[name] if isinstance(name, str) else list(name) for name in classnames]
+    names = [list(name) if isinstance(name, (list, tuple)) else [name] for name in classnames]
     if not names or not all(names):
         raise ValueError("there are no class names: give at least one, and at least one for each class")
     for name in (name for of_class in names for name in of_class):
