@@ -10,6 +10,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(HERE, os.pardir), HERE]
 
+import paddle_clip  # noqa: F401  isort: skip  before paddle, see paddle_clip.ZLIB_IS_BROKEN
 import paddle
 
 from paddle_clip import embed, features, image_transform, presets
