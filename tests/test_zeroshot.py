@@ -1,5 +1,8 @@
 """Zero-shot classification: prompts, ensembling against OpenAI's recipe, accuracy, and what is refused."""
 
+import io
+import pickle
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -252,6 +255,25 @@ def test_accuracy_of_a_data_set(model, preprocess, images, ranked):
             model, preprocess, Labelled(*pair), names, "a photo of the {}", batch_size=5, progress=False
         )
         assert accuracy == (5 / 12, 9 / 12, 12, []), kind
+
+
+def test_accuracy_of_paddles_cifar100(model, preprocess, images, tmp_path):
+    """An archive of the format of CIFAR-100's, read by Paddle's own class; with and without a transform."""
+    small, (names, templates) = [image[:32, :32] for image in images], prompts("cifar100")
+    predictions = classify(model, preprocess, small, names, templates, top_k=6)
+    ranks = [[names.index(label) for label, _ in row] for row in predictions]
+    labels = [order[0 if i < 3 else 4 if i < 9 else 5] for i, order in enumerate(ranks)]
+    data = np.stack(small).transpose(0, 3, 1, 2).reshape(12, 3072)
+    content = pickle.dumps({b"data": data, b"fine_labels": labels})
+    archive = tmp_path / "cifar-100-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        info = tarfile.TarInfo("cifar-100-python/test")
+        info.size = len(content)
+        file.addfile(info, io.BytesIO(content))
+    for transform in (None, preprocess):
+        dataset = paddle.vision.datasets.Cifar100(str(archive), mode="test", transform=transform, backend="pil")
+        accuracy = evaluate(model, preprocess, dataset, names, templates, progress=False)
+        assert accuracy == (3 / 12, 9 / 12, 12, [])
 
 
 def test_accuracy_of_folders(model, preprocess, images, ranked, tmp_path):
