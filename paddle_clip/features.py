@@ -102,7 +102,6 @@ def embed(
                     store.add(rows, batch)
                     bar.update(batch.end - store.before)
             if not store.rows:
-                store.discard()
                 raise ValueError(f"none of the {len(names)} images can be read; {store.damaged[0][1]}")
             warn_of_damage(store.damaged)
             skipped = {name for name, _ in store.damaged}
@@ -129,7 +128,8 @@ def load_features(path):
         table = parquet.read_table(path)
         column = table.column("feature").combine_chunks()
         features = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
-        return Features(features, table.column("path").to_pylist(), json.loads(table.schema.metadata[b"damaged"]))
+        damaged = json.loads(table.schema.metadata[b"damaged"])
+        return Features(features, table.column("path").to_pylist(), [tuple(pair) for pair in damaged])
     features = np.load(path, mmap_mode="r", allow_pickle=False)
     with open(_json_of(path), encoding="utf-8") as file:
         known = json.load(file)
@@ -180,9 +180,6 @@ class _Memory:
     def finish(self, paths):
         return Features(self.features[: self.rows], paths, self.damaged)
 
-    def discard(self):
-        pass
-
 
 class _File(_Memory):
     """Features appended to a `.npy` file under a hidden name, and a journal of what is safely there.
@@ -206,14 +203,15 @@ class _File(_Memory):
         self.output, self.run, self.resume = output, run, resume
         self.partial = os.path.join(folder, f".{name}.partial")
         self.journal_path = os.path.join(folder, f".{name}.journal")
-        self.done = self.before = self.rows = 0
+        self.done = self.before = self.rows = self.rows_noted = 0
         self.damaged, self.unnoted = [], []
 
     def __enter__(self):
         self.journal = open(self.journal_path, "a+b")
         try:
             self._lock()
-            self.file = open(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            open(self.partial, "ab").close()  # so that it exists
+            self.file = open(self.partial, "r+b")
             try:
                 self._continue()
             except BaseException:
@@ -225,7 +223,10 @@ class _File(_Memory):
         self.noted_at = time.monotonic()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        if error and not self.rows_noted:  # nothing is worth keeping
+            os.unlink(self.partial)
+            os.unlink(self.journal_path)
         self.file.close()
         self.journal.close()
 
@@ -247,7 +248,7 @@ class _File(_Memory):
         if self.resume and len(notes) > 1 and os.path.getsize(self.partial) >= self._size(notes[-1]["rows"]):
             self._require_same_run(notes[0])
             self.done = self.before = notes[-1]["done"]
-            self.rows = notes[-1]["rows"]
+            self.rows = self.rows_noted = notes[-1]["rows"]
             self.damaged = [tuple(pair) for note in notes[1:] for pair in note["damaged"]]
             self.journal.truncate(sum(len(line) + 1 for line in lines))
         else:
@@ -284,16 +285,12 @@ class _File(_Memory):
         self.file.flush()
         os.fsync(self.file.fileno())
         self._note({"done": self.done, "rows": self.rows, "damaged": self.unnoted})
-        self.unnoted, self.noted_at = [], time.monotonic()
+        self.unnoted, self.rows_noted, self.noted_at = [], self.rows, time.monotonic()
 
     def _note(self, line):
         self.journal.write(json.dumps(line).encode() + b"\n")
         self.journal.flush()
         os.fsync(self.journal.fileno())
-
-    def discard(self):
-        os.unlink(self.partial)
-        os.unlink(self.journal_path)
 
     def finish(self, paths):
         header = io.BytesIO()
