@@ -1,7 +1,9 @@
 """Classification without training, by texts (paper, section 3.1): prompts, classifiers, accuracy.
 
-classify(model, preprocess, "photo.jpg", ["a dog", "a cat"], templates="a photo of {}.")
-evaluate(model, preprocess, "imagenet/val", *prompts("ImageNet"))
+For example:
+
+    classify(model, preprocess, "photo.jpg", ["a dog", "a cat"], templates="a photo of {}.")
+    evaluate(model, preprocess, "imagenet/val", *prompts("ImageNet"))
 """
 
 import contextlib
