@@ -94,7 +94,7 @@ def encode_texts(model, texts, batch_tokens=1024, progress=False):
     Args:
         model: from `load`.
         texts: a list of N strings.
-        batch_tokens: tokens encoded at once, padding included; 1024 is fastest on a CPU, a GPU likes more.
+        batch_tokens: tokens encoded at once, padding included; 1024 was the fastest on a CPU.
         progress: whether to show a bar; None: where standard error is a terminal.
 
     Returns:
