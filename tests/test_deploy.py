@@ -1,0 +1,202 @@
+import json
+import os
+import shutil
+
+import numpy as np
+import paddle
+import pytest
+from variants import VARIANTS
+
+import paddle_clip
+from paddle_clip import CheckpointError
+from paddle_clip.presets import build
+
+
+@pytest.fixture(scope="module", params=sorted(VARIANTS))
+def exported(request, tmp_path_factory):
+    """A model and the folder it was exported to."""
+    paddle.seed(0)
+    model = build(VARIANTS[request.param])
+    for parameter in model.parameters():  # fresh norms are ones and zeros: a wrong fold would not show
+        if parameter.ndim == 1:
+            parameter.set_value(parameter + paddle.rand(parameter.shape) * 0.3)
+    for name, buffer in model.named_buffers():
+        buffer.set_value(buffer + paddle.rand(buffer.shape) * 0.3 if "_variance" in name else buffer + 0.1)
+    model.eval()
+    directory = tmp_path_factory.mktemp("exports") / "model"
+    paddle_clip.export(model, directory)
+    return model, directory
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy of the export, to be harmed."""
+    return shutil.copytree(exported[1], tmp_path / "copy")
+
+
+def images_and_texts(model, batch=9):
+    random = np.random.default_rng(0)
+    size, length = model.visual.input_resolution, model.context_length
+    tokens = np.zeros((batch, length), np.int64)
+    for row, end in zip(tokens, random.permutation(np.linspace(2, length, batch).astype(int))):
+        row[: end - 1] = random.integers(1, model.vocab_size - 1, end - 1)
+        row[end - 1] = model.vocab_size - 1
+    return random.standard_normal((batch, 3, size, size), np.float32), tokens
+
+
+def assert_close(ours, expected):
+    cosine = (ours * expected).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert cosine.min() >= 1 - 1e-6
+    assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_same_features_and_logits(exported):
+    model, directory = exported
+    predictor = paddle_clip.Predictor(directory)
+    images, tokens = images_and_texts(model)
+    with paddle.no_grad():
+        image_features = model.encode_image(paddle.to_tensor(images)).numpy()
+        text_features = model.encode_text(paddle.to_tensor(tokens)).numpy()
+        logits = model(paddle.to_tensor(images), paddle.to_tensor(tokens))
+    for rows in (1, 3, 9):
+        assert_close(predictor.encode_image(images[:rows]), image_features[:rows])
+        assert_close(predictor.encode_text(tokens[:rows]), text_features[:rows])
+        assert_close(predictor.encode_text(tokens[:rows], trim=False), text_features[:rows])
+    for ours, expected in zip(predictor(images, tokens[:5]), (logits[0][:, :5], logits[1][:5])):
+        np.testing.assert_allclose(ours, expected.numpy(), atol=2e-4)
+
+
+def test_a_large_batch_is_run_in_parts(exported):
+    """Rows come back in their order, whatever is run together."""
+    model, directory = exported
+    whole, parts = paddle_clip.Predictor(directory), paddle_clip.Predictor(directory)
+    parts._images_at_once, parts._tokens_at_once = 2, model.context_length + 3
+    images, tokens = images_and_texts(model)
+    assert_close(parts.encode_image(images), whole.encode_image(images))
+    assert_close(parts.encode_text(tokens), whole.encode_text(tokens))
+
+
+def test_arrays_in_arrays_out_and_tensors_in_tensors_out(exported):
+    model, directory = exported
+    predictor = paddle_clip.Predictor(directory)
+    images, tokens = images_and_texts(model, 2)
+    for kind in (np.asarray, paddle.to_tensor):
+        outputs = [predictor.encode_image(kind(images)), predictor.encode_text(kind(tokens))]
+        outputs += predictor(kind(images), kind(tokens))
+        assert {type(output) for output in outputs} == {type(kind(images))}
+        assert [list(output.shape) for output in outputs[2:]] == [[2, 2], [2, 2]]
+
+
+def test_exporting_leaves_the_model_as_it_was(tmp_path):
+    model = build(VARIANTS["resnet"])
+    before = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    paddle_clip.export(model, tmp_path / "model")
+    assert model.training
+    assert all(np.array_equal(tensor.numpy(), before[name]) for name, tensor in model.state_dict().items())
+    images, tokens = map(paddle.to_tensor, images_and_texts(model, 2))
+    model(images, tokens)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_compile_equals_export_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = build(VARIANTS["vit"])
+    model.eval()
+    predictor = paddle_clip.compile(model, threads=1)
+    assert predictor.threads == 1
+    images, _ = images_and_texts(model, 2)
+    with paddle.no_grad():
+        assert_close(predictor.encode_image(images), model.encode_image(paddle.to_tensor(images)).numpy())
+    assert os.listdir(tmp_path) == []
+
+
+def test_runs_without_the_networks(exported, run):
+    code = (
+        "import sys, paddle_clip; p = paddle_clip.Predictor(sys.argv[1]); "
+        "import numpy as np; print(p.encode_image(np.zeros([2, 3, p.image_resolution, p.image_resolution])).shape); "
+        "assert 'paddle_clip.model' not in sys.modules"
+    )
+    done = run("-c", code, exported[1])
+    assert done.returncode == 0, done.stderr
+    assert f"(2, {exported[0].text_projection.shape[1]})" in done.stdout
+
+
+def test_preprocess_fits(exported):
+    model, directory = exported
+    predictor = paddle_clip.Predictor(directory)
+    picture = predictor.preprocess(np.zeros((50, 40, 3), np.uint8))
+    assert list(predictor.encode_image(picture.unsqueeze(0)).shape) == [1, model.text_projection.shape[1]]
+
+
+def test_wrong_inputs(exported):
+    predictor = paddle_clip.Predictor(exported[1])
+    with pytest.raises(ValueError, match=r"images are \[1, 3, 8, 8\]; this model takes"):
+        predictor.encode_image(np.zeros((1, 3, 8, 8)))
+    with pytest.raises(ValueError, match="tokens are .* this model takes"):
+        predictor.encode_text(np.zeros((1, exported[0].context_length + 1), np.int64))
+
+
+def test_damaged_exports(folder):
+    path = next(path for path in sorted(folder.iterdir()) if path.suffix == ".pdiparams")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{path.name} is damaged"):
+        paddle_clip.Predictor(folder)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {path.name}"):
+        paddle_clip.Predictor(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "version 99 of the format and this package reads 1"),
+        ({"paddle": "1.8.0"}, "exported by Paddle 1.8.0 and this is"),
+        ({"format": "other"}, "is not what paddle_clip.export writes"),
+    ],
+)
+def test_other_versions(folder, change, message):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=message):
+        paddle_clip.Predictor(folder)
+
+
+def test_no_export(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"paddle_clip.export\(model, directory\) makes one"):
+        paddle_clip.Predictor(tmp_path / "missing")
+    with pytest.raises(CheckpointError, match="is not what"):
+        paddle_clip.Predictor(tmp_path)
+
+
+def test_what_is_replaced(exported, folder, tmp_path):
+    """An older export and an empty folder are; anything else is not, and a failure changes nothing."""
+    model = exported[0]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="choose another"):
+        paddle_clip.export(model, other)
+    assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+    (folder / "leftover").touch()
+    paddle_clip.export(model, folder)
+    assert not (folder / "leftover").exists()
+    paddle_clip.Predictor(folder)
+
+
+def test_a_failed_export_leaves_nothing(exported, folder, tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(paddle.jit, "save", fail)
+    before = sorted(os.listdir(folder)), sorted(os.listdir(tmp_path))
+    with pytest.raises(OSError, match="disk full"):
+        paddle_clip.export(exported[0], folder)
+    assert before == (sorted(os.listdir(folder)), sorted(os.listdir(tmp_path)))
+
+
+def test_float64_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the model is in float64; export takes float32"):
+        paddle_clip.export(build(VARIANTS["vit"]).to(dtype="float64"), tmp_path / "model")
+    assert os.listdir(tmp_path) == []
