@@ -22,6 +22,7 @@ setup(
     extras_require={
         "cpu": CPU,
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
+        "visualdl": ["visualdl"],
         # clip-anytorch, the reference, and open_clip are installed by `make` with --no-deps: theirs bring torchvision.
         "test": [*CPU, "pytest>=7", "ruff", "torch==2.13.0", "transformers==5.23.0", "safetensors"],
     },

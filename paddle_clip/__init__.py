@@ -11,9 +11,10 @@ __version__ = "0.1.0"
 # Public names by the file they live in. They are imported when first used: converting files needs no Paddle.
 _PLACES = {
     "errors": ["CheckpointError"],
-    "hub": ["DownloadError", "available_models", "load"],
+    "hub": ["DownloadError", "available_models", "load", "save"],
     "losses": ["ContrastiveLoss"],
     "model": ["CLIP"],
+    "pairs": ["read_pairs"],
     "presets": [
         "CLIPConfig",
         "clip_rn50",
@@ -27,6 +28,7 @@ _PLACES = {
         "clip_vit_l_14_336px",
     ],
     "tokenizer": ["decode", "tokenize"],
+    "training": ["finetune"],
     "transforms": ["image_transform"],
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}

@@ -81,6 +81,31 @@ def load(name_or_path, dtype="float32", cache_dir=None, activation=None):
     return model, image_transform(found.config.image_resolution)
 
 
+def save(model, path):
+    """Writes a model's weights to a file `load` reads, with its activation.
+
+    Args:
+        model: a `CLIP`.
+        path: the file, by extension `.safetensors`, `.pt` (OpenAI's names and layouts, for PyTorch) or else
+            `.pdparams`. It gets its name once it is complete and has been read back.
+
+    Raises:
+        CheckpointError: if `path` cannot become the file; an existing one is untouched.
+        OSError: likewise, if the system refuses to write.
+    """
+    path = os.fspath(path)
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    if path.endswith(".pt"):
+        arrays = dict(weights.to_openai(name, array) for name, array in arrays.items())
+    told = {"activation": activation_of(model)}
+    writers.write(path, arrays, lambda name: "keep", lambda checksums: {**told, "crc32": checksums})
+
+
+def activation_of(model):
+    """What a model computes, "quickgelu" or "gelu"."""
+    return "gelu" if isinstance(model.transformer.resblocks[0].mlp.gelu, paddle.nn.GELU) else "quickgelu"
+
+
 def url_of(row):
     """Where OpenAI publishes the file of a preset."""
     return f"{BASE_URL}/{row.sha256}/{row.file}"
