@@ -17,12 +17,15 @@ setup(
     license="MIT",
     packages=["paddle_clip"],
     package_data={"paddle_clip": ["data/*"]},
+    entry_points={"console_scripts": ["paddle-clip = paddle_clip.cli:console"]},
     python_requires=">=3.9",
     install_requires=["numpy", "pillow", "ftfy", "regex", "tqdm", "filelock"],
     extras_require={
         "cpu": CPU,
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
+        "plot": ["matplotlib"],
         "visualdl": ["visualdl"],
+        "completion": ["argcomplete"],
         # clip-anytorch, the reference, and open_clip are installed by `make` with --no-deps: theirs bring torchvision.
         "test": [*CPU, "pytest>=7", "ruff", "torch==2.13.0", "transformers==5.23.0", "safetensors"],
     },
