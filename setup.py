@@ -7,6 +7,9 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 CPU = ["paddlepaddle>=2.6.2"]
+PARQUET = ["pyarrow"]
+PROBE = ["scikit-learn"]
+PLOT = ["matplotlib"]
 
 setup(
     name="paddle-clip",
@@ -23,10 +26,23 @@ setup(
     extras_require={
         "cpu": CPU,
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
-        "plot": ["matplotlib"],
+        "parquet": PARQUET,
+        "probe": PROBE,
+        "plot": PLOT,
         "visualdl": ["visualdl"],
         "completion": ["argcomplete"],
+        # pyarrow 26 needs numpy 2, which Paddle 2 cannot have.
         # clip-anytorch, the reference, and open_clip are installed by `make` with --no-deps: theirs bring torchvision.
-        "test": [*CPU, "pytest>=7", "ruff", "torch==2.13.0", "transformers==5.23.0", "safetensors"],
+        "test": [
+            *CPU,
+            *PROBE,
+            *PLOT,
+            "pyarrow<26",
+            "pytest>=7",
+            "ruff",
+            "torch==2.13.0",
+            "transformers==5.23.0",
+            "safetensors",
+        ],
     },
 )

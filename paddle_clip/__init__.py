@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # Public names by the file they live in. They are imported when first used: converting files needs no Paddle.
 _PLACES = {
     "errors": ["CheckpointError"],
+    "features": ["Features", "Match", "embed", "load_features", "search"],
     "hub": ["DownloadError", "available_models", "load", "save"],
     "losses": ["ContrastiveLoss"],
     "model": ["CLIP"],
@@ -27,9 +28,22 @@ _PLACES = {
         "clip_vit_l_14",
         "clip_vit_l_14_336px",
     ],
+    "probe": ["LinearProbe", "linear_probe"],
     "tokenizer": ["decode", "tokenize"],
     "training": ["finetune"],
     "transforms": ["image_transform"],
+    "zeroshot": [
+        "IMAGENET_CLASSES",
+        "IMAGENET_TEMPLATES",
+        "Accuracy",
+        "Prediction",
+        "available_prompts",
+        "classify",
+        "encode_texts",
+        "evaluate",
+        "prompts",
+        "zero_shot_classifier",
+    ],
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 

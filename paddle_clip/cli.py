@@ -216,7 +216,9 @@ def build_parser():
     child.add_argument("train", metavar="TRAIN", help="a folder with one folder of images per class")
     child.add_argument("--test", metavar="FOLDER", help="the like, to measure accuracy on")
     child.add_argument("-o", "--output", metavar="FILE", help="write the probe to this .npz")
-    child.add_argument("--C", type=float, metavar="C", help="inverse regularisation (default: chosen on held-out images)")
+    child.add_argument(
+        "--C", type=float, metavar="C", help="inverse regularisation (default: chosen on held-out images)"
+    )
     _add_batch_size(child)
     _add_workers(child)
     _add_model(child)

@@ -347,7 +347,9 @@ def bench(arguments):
         side = model.visual.input_resolution
         inputs = {"image": paddle.rand([size, 3, side, side]), "text": tokenize(["a photo of a dog."] * size)}
         for tower, batch in inputs.items():
-            eager, fast = (_median(getattr(form, f"encode_{tower}"), batch, arguments.repeat) for form in (model, compiled))
+            eager, fast = (
+                _median(getattr(form, f"encode_{tower}"), batch, arguments.repeat) for form in (model, compiled)
+            )
             rows.append({"encoder": tower, "batch": size, "eager_ms": eager, "compiled_ms": fast})
     if arguments.json:
         _print_json(rows)
@@ -379,7 +381,7 @@ def _median(encode, batch, repeat):
 
 
 def _load(arguments):
-    import paddle_clip  # noqa: F401  before paddle, see paddle_clip.ZLIB_IS_BROKEN
+    import paddle_clip
 
     if arguments.device:
         import paddle

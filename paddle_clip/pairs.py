@@ -3,7 +3,7 @@
 import csv
 import os
 
-from PIL import Image
+from .images import image_files
 
 _SHOWN = 5  # examples in an error message
 
@@ -49,16 +49,7 @@ def _pairs_of_csv(path):
 
 
 def _pairs_of_folder(folder, template):
-    def fail(error):
-        raise error
-
-    extensions = {extension for extension, form in Image.registered_extensions().items() if form in Image.OPEN}
-    images = sorted(
-        os.path.join(root, name)
-        for root, _, names in os.walk(folder, onerror=fail)
-        for name in names
-        if os.path.splitext(name)[1].lower() in extensions
-    )
+    images = image_files(folder)
     texts = [os.path.splitext(image)[0] + ".txt" for image in images]
     captioned = [os.path.isfile(text) for text in texts]
     if any(captioned):

@@ -1,13 +1,11 @@
 """Fine-tuning on (image, caption) pairs: the data, the schedule, gradients of large batches, checkpoints, the loop."""
 
 import contextlib
+import functools
 import hashlib
-import itertools
 import json
 import math
 import os
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +14,7 @@ import paddle
 from . import archives, writers
 from .errors import CheckpointError
 from .hub import activation_of, save
+from .images import batches
 from .losses import ContrastiveLoss
 from .tokenizer import tokenize
 from .transforms import image_transform
@@ -55,7 +54,7 @@ def finetune(
     seed=0,
     save_every=None,
     resume=False,
-    workers=4,
+    workers=None,
     logdir=None,
     on_step=None,
 ):
@@ -88,7 +87,7 @@ def finetune(
         resume: go on from the checkpoint, if there is one. The result is bit for bit that of a training nobody
             interrupted; on a GPU, only if the environment sets FLAGS_cudnn_deterministic and
             FLAGS_embedding_deterministic to 1.
-        workers: threads that read and prepare images.
+        workers: threads that read and prepare images; by default one per core, eight at most.
         logdir: folder for VisualDL's log (`pip install visualdl`).
         on_step: called with a `Step` after each one.
 
@@ -123,10 +122,6 @@ def finetune(
     if checkpoint and os.path.exists(checkpoint) and not resume:
         raise ValueError(f"{checkpoint} is of an unfinished training: resume it (--resume), or delete it to start anew")
 
-    def load(row):
-        image, caption = pairs[row]
-        return np.asarray(preprocess(image)), caption
-
     model.eval()
     loss_function, history = ContrastiveLoss(), []
     with contextlib.ExitStack() as stack:
@@ -135,19 +130,18 @@ def finetune(
         scaler = paddle.amp.GradScaler(enable=amp == "float16")
         start = _resume(checkpoint, model, optimizer, scaler, settings) if resume and checkpoint else 0
         log = stack.enter_context(_visualdl(logdir)) if logdir else None
-        batches = stack.enter_context(
-            contextlib.closing(_loaded(_batches(len(pairs), whole, per_epoch, start, steps, seed), load, workers))
-        )
-        for step, loaded in enumerate(batches, start):
-            images, captions = zip(*loaded)
-            tokens = tokenize(captions, model.context_length, truncate=True)  # [W, L]
+        drawn = _Lazy(steps * whole, lambda index: pairs[_row(index, len(pairs), per_epoch * whole, seed)])
+        names = _Lazy(len(drawn), lambda index: drawn[index][0])
+        read = batches(preprocess, names, drawn, whole, workers, on_error=None, start=start * whole)
+        for step, batch in enumerate(stack.enter_context(contextlib.closing(read)), start):
+            tokens = tokenize(batch.labels, model.context_length, truncate=True)  # [W, L]
             parts = [slice(first, first + batch_size) for first in range(0, whole, batch_size)]
             rate = schedule(step, steps, learning_rate, warmup)
             optimizer.set_lr(rate)
             loss = backward(
                 model,
                 loss_function,
-                [(paddle.to_tensor(np.stack(images[part])), tokens[part]) for part in parts],
+                [(paddle.to_tensor(batch.pixels[part]), tokens[part]) for part in parts],
                 freeze,
                 lambda: paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16", level="O1"),
                 scaler.scale,
@@ -172,30 +166,28 @@ def finetune(
     return history
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
+class _Lazy:
+    """A sequence whose items are made when they are asked for."""
+
+    def __init__(self, length, item):
+        self.length, self.item = length, item
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return self.item(index)
 
 
-def _batches(count, whole, per_epoch, start, steps, seed):
-    """The rows of each step's batch, from step `start` on: a function of the seed and the step alone."""
-    for step in range(start, steps):
-        epoch, place = divmod(step, per_epoch)
-        if step == start or place == 0:
-            order = np.random.default_rng([seed, epoch]).permutation(count)
-        yield order[place * whole : (place + 1) * whole]
+def _row(index, count, per_epoch, seed):
+    """Which of `count` pairs is the one drawn at `index`, counted over all epochs of `per_epoch` pairs."""
+    epoch, place = divmod(index, per_epoch)
+    return _order(count, seed, epoch)[place]
 
 
-def _loaded(batches, load, workers):
-    """`load(row)` of each row of each batch, in order, while threads are one batch ahead."""
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            waiting = deque()
-            for rows in itertools.chain(batches, [None]):
-                if rows is not None:
-                    waiting.append([pool.submit(load, int(row)) for row in rows])
-                if waiting and (rows is None or len(waiting) == 2):
-                    yield [future.result() for future in waiting.popleft()]
-        finally:
-            pool.shutdown(cancel_futures=True)
+@functools.lru_cache(2)  # the batches read ahead may be of the next epoch
+def _order(count, seed, epoch):
+    return np.random.default_rng([seed, epoch]).permutation(count).tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------- one step

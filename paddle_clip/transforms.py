@@ -19,16 +19,24 @@ def image_transform(resolution):
         (bicubic), crops the centre, converts to RGB, scales to [0, 1] and normalises. An EXIF orientation is not
         applied, as in OpenAI's code: use `PIL.ImageOps.exif_transpose` before it for that.
     """
-    # A pixel has 256 values: their normalised forms, computed in float32 as torchvision does, are looked up.
-    scaled = np.arange(256, dtype=np.float32) / np.float32(255)  # [256]
-    values = (scaled - np.float32(MEAN)[:, None]) / np.float32(STD)[:, None]  # [3, 256]
+    return _ImageTransform(resolution)
 
-    def transform(image):
-        image = _resize_and_crop(_open(image), resolution).convert("RGB")
+
+class _ImageTransform:
+    def __init__(self, resolution):
+        self.resolution = resolution
+        # A pixel has 256 values: their normalised forms, computed in float32 as torchvision does, are looked up.
+        scaled = np.arange(256, dtype=np.float32) / np.float32(255)  # [256]
+        self._values = (scaled - np.float32(MEAN)[:, None]) / np.float32(STD)[:, None]  # [3, 256]
+
+    def __call__(self, image):
+        return paddle.to_tensor(self.array(image))  # [3, R, R]
+
+    def array(self, image):
+        """The same as a numpy array, for worker threads: they need not touch Paddle."""
+        image = _resize_and_crop(_open(image), self.resolution).convert("RGB")
         pixels = np.asarray(image)  # [R, R, 3]
-        return paddle.to_tensor(np.stack([values[channel][pixels[..., channel]] for channel in range(3)]))  # [3, R, R]
-
-    return transform
+        return np.stack([self._values[channel][pixels[..., channel]] for channel in range(3)])  # [3, R, R]
 
 
 def _open(image):

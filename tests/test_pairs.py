@@ -44,7 +44,7 @@ def test_a_folder_per_class(write, tmp_path):
 
 
 def test_nothing_there(write, tmp_path):
-    with pytest.raises(ValueError, match="holds no"):
+    with pytest.raises(ValueError, match="has no images"):
         read_pairs(tmp_path)
     with pytest.raises(ValueError, match=r"empty\.csv needs the columns image and caption.*; found none"):
         read_pairs(write("empty.csv", ""))

@@ -216,13 +216,13 @@ def test_the_log_has_every_step(model, pairs, monkeypatch, tmp_path):
 
 
 def test_each_epoch_is_another_order_and_nothing_is_drawn_twice():
-    drawn = [list(rows) for rows in training._batches(10, 4, 2, 0, 6, seed=3)]
-    assert all(len(rows) == 4 for rows in drawn)
-    epochs = [drawn[first] + drawn[first + 1] for first in (0, 2, 4)]
+    def drawn(seed):
+        return [training._row(index, 10, 8, seed) for index in range(24)]
+
+    epochs = [drawn(3)[first : first + 8] for first in (0, 8, 16)]
     assert all(len(set(epoch)) == 8 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert [list(rows) for rows in training._batches(10, 4, 2, 3, 6, seed=3)] == drawn[3:]
-    assert [list(rows) for rows in training._batches(10, 4, 2, 0, 6, seed=4)] != drawn
+    assert drawn(3) == drawn(3) != drawn(4)
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

@@ -1,0 +1,177 @@
+"""Images in bulk: found in folders, decoded in threads, encoded in batches."""
+
+import collections
+import contextlib
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+from tqdm import tqdm
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_WORKERS = min(os.cpu_count() or 1, 8)
+_BATCHES_AHEAD = 2  # decoded or being decoded while one is encoded
+
+
+def image_files(folder):
+    """The paths of all images in a folder and the folders in it, sorted; those with a name in `EXTENSIONS`.
+
+    Hidden files and folders are left out, links are followed.
+
+    Raises:
+        OSError: if the folder or one in it does not exist or cannot be read.
+        ValueError: if there is no image.
+    """
+
+    def fail(error):
+        raise error
+
+    paths, seen = [], set()
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(place)
+        if real in seen:  # a link back to where we came from
+            folders.clear()
+            continue
+        seen.add(real)
+        names = (name for name in files if not name.startswith(".") and name.lower().endswith(EXTENSIONS))
+        paths += [os.path.join(place, name) for name in names]
+    if not paths:
+        raise ValueError(f"{folder} has no images: looked for {' '.join('*' + end for end in EXTENSIONS)}, also deeper")
+    return sorted(paths)
+
+
+def as_images(images):
+    """Names and items of what `embed` takes: a folder, a path, a list, or a `paddle.io.Dataset`.
+
+    Returns:
+        A list of paths, with indices for images that have none, and something to index for the images themselves.
+
+    Raises:
+        OSError, ValueError: if there is nothing to read.
+    """
+    if isinstance(images, (str, os.PathLike)):
+        path = os.fspath(images)
+        images = [path] if os.path.isfile(path) else image_files(path)
+    if not (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
+        raise ValueError(
+            "images are a folder, a list of paths, or a paddle.io.Dataset that can be indexed; found "
+            f"{type(images).__name__}"
+        )
+    if not len(images):
+        raise ValueError("there are no images to read: the list is empty")
+    if not isinstance(images, (list, tuple)):
+        return list(range(len(images))), images
+    is_path = [isinstance(image, (str, os.PathLike)) for image in images]
+    return [os.fspath(image) if path else index for index, (image, path) in enumerate(zip(images, is_path))], images
+
+
+class _Batch(NamedTuple):
+    end: int  # index of the first image after it
+    pixels: np.ndarray  # [B, 3, R, R]
+    indices: list  # of its images; damaged ones are left out
+    labels: list  # what came with the images, or None
+    damaged: list  # (name, reason)
+
+
+def batches(preprocess, names, items, batch_size, workers=None, on_error="raise", start=0):
+    """Decodes images in threads, some batches ahead, and yields them in order.
+
+    A batch is `batch_size` images of the source, less the damaged ones: where it starts and what is in it does not
+    depend on where reading started.
+
+    Args:
+        preprocess: image -> [3, R, R]. Decoding and resizing let other threads run: two of them are nearly twice as
+            fast as one.
+        names: of the images, for messages.
+        items: images, or tuples of an image and its label. Float arrays and Tensors [3, R, R] have been preprocessed.
+        workers: number of threads.
+        on_error: "raise" or "skip"; None is "raise" for callers that have no such choice.
+        start: index of the first image to read, a multiple of `batch_size`.
+
+    Raises:
+        ValueError: at the first image that cannot be read, unless `on_error` is "skip".
+    """
+    if on_error not in ("raise", "skip", None):
+        raise ValueError(f"on_error is {on_error!r}; choose 'raise' or 'skip'")
+    if batch_size < 1 or (workers is not None and workers < 1):
+        raise ValueError(f"batch_size and workers are at least 1; found {batch_size} and {workers}")
+    to_array = getattr(preprocess, "array", preprocess)
+
+    def load(index):
+        item = items[index]
+        image, *rest = item if isinstance(item, (tuple, list)) else (item,)
+        ready = isinstance(image, paddle.Tensor) or (isinstance(image, np.ndarray) and image.dtype.kind == "f")
+        return np.asarray(image if ready else to_array(image)), rest[0] if rest else None
+
+    def collect(begin, futures):
+        batch = _Batch(begin + len(futures), [], [], [], [])
+        for index, future in enumerate(futures, begin):
+            try:
+                pixels, label = future.result()
+            except Exception as error:  # damaged files make decoders raise many kinds
+                if on_error != "skip":
+                    hint = ". on_error='skip' leaves out such images" if on_error else ""
+                    raise ValueError(f"image {names[index]} cannot be used: {error}{hint}") from error
+                batch.damaged.append((names[index], str(error)))
+            else:
+                batch.pixels.append(pixels)
+                batch.indices.append(index)
+                batch.labels.append(label)
+        return batch._replace(pixels=np.stack(batch.pixels) if batch.pixels else np.empty([0]))
+
+    pool = ThreadPoolExecutor(workers or _WORKERS)
+    try:
+        waiting = collections.deque()
+        for begin in range(start, len(items), batch_size):
+            indices = range(begin, min(begin + batch_size, len(items)))
+            waiting.append((begin, [pool.submit(load, index) for index in indices]))
+            if len(waiting) > _BATCHES_AHEAD:
+                yield collect(*waiting.popleft())
+        while waiting:
+            yield collect(*waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def inference(model):
+    """No gradients, and eval mode, which a model that was training leaves again at the end."""
+    training = getattr(model, "training", False)
+    if training:
+        model.eval()
+    try:
+        with paddle.no_grad():
+            yield
+    finally:
+        if training:
+            model.train()
+
+
+def progress_bar(progress, **options):
+    """A tqdm bar: on a terminal if `progress` is None, else always or never."""
+    return tqdm(disable=None if progress is None else not progress, **options)
+
+
+def warn_of_damage(damaged):
+    """One warning of all images that were skipped."""
+    if damaged:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in damaged[:3])
+        more = f"; and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        warnings.warn(f"{len(damaged)} images skipped: {shown}{more}", RuntimeWarning, stacklevel=3)
+
+
+def unit(features):
+    """Features divided by their length; in float32 if they were in half precision."""
+    if features.dtype in (paddle.float16, paddle.bfloat16):
+        features = features.astype("float32")
+    return features / features.norm(axis=-1, keepdim=True)
+
+
+def encode(model, pixels, normalize=True):
+    """The features [B, E] of preprocessed images [B, 3, R, R], an array, in the model's dtype or float32 if more."""
+    features = model.encode_image(paddle.to_tensor(pixels))
+    return unit(features) if normalize else features

@@ -1,0 +1,308 @@
+"""Classification without training, by texts (paper, section 3.1): prompts, classifiers, accuracy."""
+
+import contextlib
+import json
+import os
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from .images import as_images, batches, encode, image_files, inference, progress_bar, unit, warn_of_damage
+from .tokenizer import tokenize
+
+_PROMPTS = os.path.join(os.path.dirname(__file__), "data", "prompts.json")
+_TEXTS_AT_ONCE = 1 << 14  # tokenized and held as features, of however many
+
+
+class Prediction(NamedTuple):
+    """A label and its probability."""
+
+    label: str
+    probability: float
+
+
+class Accuracy(NamedTuple):
+    """What `evaluate` returns.
+
+    Attributes:
+        top1: share of images whose class came first.
+        top5: share of images whose class was among the first five.
+        count: number of images.
+        damaged: (name, reason) of each image that was skipped.
+    """
+
+    top1: float
+    top5: float
+    count: int
+    damaged: list
+
+
+# ------------------------------------------------------------------------------------------------------------- prompts
+
+
+@lru_cache(1)
+def _prompts():
+    with open(_PROMPTS, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def available_prompts():
+    """Names of the data sets whose class names and templates `prompts` returns."""
+    return list(_prompts())
+
+
+def prompts(name):
+    """The class names and templates OpenAI published for a data set of the paper (its table 9; data/README.md here).
+
+    Args:
+        name: one of `available_prompts()`, such as "ImageNet" or "CIFAR100", in upper or lower case.
+
+    Returns:
+        A list of class names, in the order of the data set's labels as OpenAI lists them, and a list of templates with
+        `{}` for the name. A class with several names is a list of them, as `zero_shot_classifier` takes it.
+
+    Raises:
+        ValueError: if there is no such data set; the message lists those there are.
+    """
+    for known, found in _prompts().items():
+        if known.lower() == name.lower():
+            return list(found["classes"]), list(found["templates"])
+    raise ValueError(f"no prompts for {name!r}; available: {', '.join(available_prompts())}")
+
+
+IMAGENET_CLASSES, IMAGENET_TEMPLATES = map(tuple, prompts("imagenet"))
+
+
+# --------------------------------------------------------------------------------------------------------- classifiers
+
+
+def encode_texts(model, texts, batch_tokens=4096, progress=False):
+    """Features of any number of texts.
+
+    Texts of like length are encoded together, and a batch is no longer than its longest text: since attention is
+    causal, what follows the end of a text does not change its feature.
+
+    Args:
+        model: from `load`.
+        texts: a list of N strings.
+        batch_tokens: tokens encoded at once, padding included.
+        progress: whether to show a bar; None: where standard error is a terminal.
+
+    Returns:
+        [N, E] in the order of the texts, in the model's dtype, not normalised.
+
+    Raises:
+        RuntimeError: if a text is too long.
+        TypeError: if one is not a string.
+    """
+    width = model.text_projection.shape[1]
+    parts = []
+    with inference(model), progress_bar(progress, total=len(texts), unit="text") as bar:
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            tokens = tokenize(texts[start : start + _TEXTS_AT_ONCE], model.context_length)  # [M, L]
+            lengths = tokens.argmax(axis=-1).numpy() + 1  # [M], end-of-text being the highest token
+            order = np.argsort(-lengths, kind="stable")
+            features, first = [], 0
+            while first < len(order):
+                length = int(lengths[order[first]])
+                last = first + max(1, batch_tokens // length)
+                chosen = paddle.to_tensor(order[first:last])
+                features.append(model.encode_text(tokens[:, :length].index_select(chosen)))  # [B, E]
+                bar.update(len(order[first:last]))
+                first = last
+            parts.append(paddle.concat(features).index_select(paddle.to_tensor(np.argsort(order))))  # [M, E]
+    return paddle.concat(parts) if parts else paddle.zeros([0, width], model.dtype)
+
+
+def zero_shot_classifier(model, classnames, templates=IMAGENET_TEMPLATES, batch_tokens=4096, progress=False):
+    """The weights of a linear classifier on normalised image features, made of texts (paper, section 3.1.4).
+
+    Each class name is put into each template; the features of these texts are normalised, averaged, and normalised
+    again, as in OpenAI's Prompt_Engineering_for_ImageNet notebook.
+
+    Args:
+        model: from `load`.
+        classnames: K names; a class with several names is a list of them, whose texts are all averaged.
+        templates: one or more strings with `{}` for the name, or functions of the name that return a text.
+        batch_tokens: see `encode_texts`.
+        progress: see `encode_texts`.
+
+    Returns:
+        [E, K] in the model's dtype, float32 for half precision. With `image_features` normalised,
+        `model.logit_scale.exp() * image_features @ classifier` are the logits.
+
+    Raises:
+        ValueError: if there are no names or no templates, or a template has no `{}`.
+        RuntimeError: if a text is too long.
+    """
+    names, fill = class_names(classnames), _templates(templates)
+    texts = [[template(name) for name in of_class for template in fill] for of_class in names]
+    classes_at_once = max(1, _TEXTS_AT_ONCE // max(map(len, texts)))
+    columns = []
+    with inference(model), progress_bar(progress, total=len(texts), unit="class") as bar:
+        for start in range(0, len(texts), classes_at_once):
+            chosen = texts[start : start + classes_at_once]
+            features = unit(encode_texts(model, [text for of_class in chosen for text in of_class], batch_tokens))
+            for of_class in features.split([len(of_class) for of_class in chosen]):
+                columns.append(unit(of_class.mean(axis=0)))  # [E]
+            bar.update(len(chosen))
+        return paddle.stack(columns, axis=1)  # [E, K]
+
+
+def class_names(classnames):
+    """A list of the names of each class; raises ValueError if that is not what `classnames` gives."""
+    if isinstance(classnames, str):
+        raise ValueError(f"class names are a list of strings; found the string {classnames!r}")
+    names = [[name] if isinstance(name, str) else list(name) for name in classnames]
+    if not names or not all(names):
+        raise ValueError("there are no class names: give at least one, and at least one for each class")
+    for name in (name for of_class in names for name in of_class):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"a class name is a string that is not empty; found {name!r}")
+    return names
+
+
+def _templates(templates):
+    """Functions of a name that return a text."""
+    templates = [templates] if isinstance(templates, str) or callable(templates) else list(templates)
+    if not templates:
+        raise ValueError("there are no templates: give at least one, such as 'a photo of a {}.'")
+    for template in templates:
+        if not callable(template) and "{}" not in template:
+            raise ValueError(f"the template {template!r} has no {{}} for the class name, as 'a photo of a {{}}.' has")
+    return [
+        template if callable(template) else lambda name, template=template: template.replace("{}", name)
+        for template in templates
+    ]
+
+
+def classify(model, preprocess, images, labels, templates=("a photo of a {}.",), top_k=5, batch_size=64):
+    """The labels that fit images best.
+
+    Args:
+        model: from `load`.
+        preprocess: from `load`.
+        images: one image, as a path, a PIL image or a uint8 array, or a list of them.
+        labels: names, as for `zero_shot_classifier`; a class with several names is called by the first.
+        templates: likewise.
+        top_k: number of labels to return for an image, at most.
+        batch_size: images encoded at once.
+
+    Returns:
+        For one image a list of `Prediction`, the most probable first; for a list of images a list of such lists.
+        Probabilities are over all labels and add up to 1.
+
+    Raises:
+        ValueError: if there are no labels, a template has no `{}`, or an image cannot be read.
+        RuntimeError: if a text is too long.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it is at least 1")
+    many = isinstance(images, (list, tuple))
+    names, items = as_images(list(images) if many else [images])
+    labels = class_names(labels)
+    results = []
+    with inference(model):
+        classifier = zero_shot_classifier(model, labels, templates)  # [E, K]
+        with contextlib.closing(batches(preprocess, names, items, batch_size, on_error=None)) as read:
+            for batch in read:
+                probabilities = F.softmax(_logits(model, batch.pixels, classifier), axis=-1)  # [B, K]
+                values, chosen = probabilities.topk(min(top_k, len(labels)))  # [B, k]
+                for row in zip(chosen.tolist(), values.tolist()):
+                    results.append([Prediction(labels[index][0], value) for index, value in zip(*row)])
+    return results if many else results[0]
+
+
+def _logits(model, pixels, classifier):
+    return model.logit_scale.exp().astype(classifier.dtype) * (encode(model, pixels) @ classifier)  # [B, K]
+
+
+def evaluate(
+    model,
+    preprocess,
+    dataset,
+    classnames=None,
+    templates=IMAGENET_TEMPLATES,
+    batch_size=64,
+    workers=None,
+    on_error="raise",
+    progress=None,
+):
+    """Zero-shot accuracy on labelled images, as in the paper's section 3.1.
+
+        cifar100 = paddle.vision.datasets.Cifar100(mode="test", backend="pil")
+        evaluate(model, preprocess, cifar100, *prompts("cifar100"))
+
+    Args:
+        model: from `load`.
+        preprocess: from `load`.
+        dataset: a folder with one folder of images per class; or a `paddle.io.Dataset` of (image, label), with PIL
+            images, paths, uint8 arrays or preprocessed Tensors, and the class's index as an int or an array of one.
+        classnames: K names, in the order of the labels or of the sorted folders; see `zero_shot_classifier`. By default
+            the names of the folders, underscores read as spaces.
+        templates: see `zero_shot_classifier`.
+        batch_size: images encoded at once.
+        workers: threads that decode; by default one per core, eight at most.
+        on_error: "raise", or "skip" to leave out images that cannot be read, list them in the result and warn.
+        progress: whether to show bars; by default where standard error is a terminal.
+
+    Returns:
+        `Accuracy`.
+
+    Raises:
+        ValueError: if there are no images or no names, as many names as folders are missing, a label has no name, or an
+            image cannot be read and `on_error` is "raise".
+        OSError: if a folder cannot be read.
+        RuntimeError: if a text is too long.
+    """
+    if isinstance(dataset, (str, os.PathLike)):
+        names, items, folders = _labelled_files(dataset)
+        if classnames is None:
+            classnames = [folder.replace("_", " ") for folder in folders]
+        if len(classnames) != len(folders):
+            raise ValueError(f"{dataset} has {len(folders)} folders, and there are {len(classnames)} class names")
+    else:
+        names, items = as_images(dataset)
+        if classnames is None:
+            raise ValueError("give classnames: a data set that is no folder does not tell the names of its labels")
+    first, five, count, damaged = 0, 0, 0, []
+    with inference(model):
+        classifier = zero_shot_classifier(model, classnames, templates, progress=progress)  # [E, K]
+        classes = classifier.shape[1]
+        bar = progress_bar(progress, total=len(names), unit="image")
+        read = batches(preprocess, names, items, batch_size, workers, on_error)
+        with bar, contextlib.closing(read):
+            for batch in read:
+                if batch.indices:
+                    labels = [_label(*pair, classes) for pair in zip(batch.indices, batch.labels)]
+                    best = _logits(model, batch.pixels, classifier).topk(min(5, classes))[1].numpy()  # [B, 5]
+                    hits = best == np.array(labels)[:, None]  # [B, 5]
+                    first, five, count = first + hits[:, 0].sum(), five + hits.sum(), count + len(hits)
+                damaged += batch.damaged
+                bar.update(len(batch.indices) + len(batch.damaged))
+    if not count:
+        raise ValueError(f"none of the {len(names)} images can be read; {damaged[0][1]}")
+    warn_of_damage(damaged)
+    return Accuracy(float(first / count), float(five / count), count, damaged)
+
+
+def _labelled_files(folder):
+    """The paths of a folder-per-class data set, the same with labels, and the names of the folders, sorted."""
+    with os.scandir(folder) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise ValueError(f"{folder} has no folders: expected one folder of images for each class")
+    items = [(path, label) for label, name in enumerate(folders) for path in image_files(os.path.join(folder, name))]
+    return [path for path, _ in items], items, folders
+
+
+def _label(index, label, classes):
+    label = np.asarray(label).reshape(-1)
+    if label.size != 1 or label.dtype.kind not in "iu":
+        raise ValueError(f"the items of the data set are (image, label), a label one whole number; see item {index}")
+    if not 0 <= label[0] < classes:
+        raise ValueError(f"item {index} of the data set has the label {label[0]}, and there are {classes} class names")
+    return int(label[0])
