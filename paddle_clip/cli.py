@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 
-from . import __version__
+from . import _NO_PADDLE, __version__
 from .presets import ACTIVATIONS
 
 DEFAULT_MODEL = "ViT-B/32"
@@ -38,6 +38,8 @@ def main(argv=None):
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            if _NO_PADDLE and arguments.run not in ("models", "convert"):
+                raise ImportError(_NO_PADDLE)
             from . import commands
 
             code = getattr(commands, arguments.run)(arguments)

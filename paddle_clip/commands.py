@@ -145,8 +145,11 @@ def similarity(arguments):
         raise ValueError("there are no texts: give --texts or --texts-file")
     images = _images(arguments.images)
     if arguments.plot:
+        import logging
+
         from . import plots
 
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle makes it tell of its font cache
         plots.require_writable(arguments.plot)
     model, preprocess = _load(arguments)
 

@@ -125,8 +125,8 @@ def finetune(
     model.eval()
     loss_function, history = ContrastiveLoss(), []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_frozen(model, freeze))
-        optimizer = _optimizer(model, weight_decay, clip_norm)
+        optimizer = _optimizer(_trained(model, freeze), weight_decay, clip_norm)
+        model.clear_gradients()
         scaler = paddle.amp.GradScaler(enable=amp == "float16")
         start = _resume(checkpoint, model, optimizer, scaler, settings) if resume and checkpoint else 0
         log = stack.enter_context(_visualdl(logdir)) if logdir else None
@@ -258,8 +258,15 @@ def decays(parameter):
     return len(parameter.shape) > 1
 
 
-def _optimizer(model, weight_decay, clip_norm):
-    parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+def _trained(model, freeze):
+    """The parameters of what is not frozen; `logit_scale` always is among them."""
+    image = {id(parameter) for parameter in model.visual.parameters()}
+    text = {id(parameter) for parameter in model.parameters()} - image - {id(model.logit_scale)}
+    frozen = {"image": image, "text": text, None: set()}[freeze]
+    return [parameter for parameter in model.parameters() if id(parameter) not in frozen]
+
+
+def _optimizer(parameters, weight_decay, clip_norm):
     decayed = {parameter.name for parameter in parameters if decays(parameter)}
     return paddle.optimizer.AdamW(
         learning_rate=0.0,  # set before each step
@@ -271,25 +278,6 @@ def _optimizer(model, weight_decay, clip_norm):
         apply_decay_param_fun=decayed.__contains__,
         grad_clip=paddle.nn.ClipGradByGlobalNorm(clip_norm) if clip_norm else None,
     )
-
-
-@contextlib.contextmanager
-def _frozen(model, tower):
-    """No gradients for a tower's parameters within; afterwards what was asked for before."""
-    image = {id(parameter) for parameter in model.visual.parameters()}
-    frozen = [
-        parameter
-        for parameter in model.parameters()
-        if tower and parameter is not model.logit_scale and (id(parameter) in image) == (tower == "image")
-    ]
-    before = [parameter.stop_gradient for parameter in frozen]
-    for parameter in frozen:
-        parameter.stop_gradient = True
-    try:
-        yield
-    finally:
-        for parameter, value in zip(frozen, before):
-            parameter.stop_gradient = value
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints

@@ -58,8 +58,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(variant, freeze):
 
     def gradients(size):
         parts = [(images[start : start + size], tokens[start : start + size]) for start in range(0, 6, size)]
-        with training._frozen(model, freeze):
-            loss = training.backward(model, ContrastiveLoss(), parts, freeze)
+        loss = training.backward(model, ContrastiveLoss(), parts, freeze)
         found = {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
         model.clear_gradients()
         return loss, found
@@ -142,7 +141,7 @@ def test_what_weight_decay_applies_to(config):
 
 def test_weight_decay_shrinks_matrices_alone(model, pairs):
     before = state_of(model)
-    optimizer = training._optimizer(model, 0.5, None)
+    optimizer = training._optimizer(model.parameters(), 0.5, None)
     optimizer.set_lr(0.1)
     for parameter in model.parameters():
         parameter.grad = paddle.zeros_like(parameter)
@@ -154,11 +153,12 @@ def test_weight_decay_shrinks_matrices_alone(model, pairs):
 
 @pytest.mark.parametrize(("freeze", "trained"), [("image", "text"), ("text", "image")])
 def test_a_frozen_tower_stays(model, pairs, freeze, trained):
+    model.encode_image(paddle.randn([1, 3, 32, 32])).sum().backward()  # gradients that were there before
+    model.encode_text(paddle_clip.tokenize("a", 12)).sum().backward()
     before = state_of(model)
     finetune(model, pairs, batch_size=2, accumulate=2, freeze=freeze, learning_rate=1e-3)
     changed = {name for name, value in state_of(model).items() if not np.array_equal(value, before[name])}
     assert changed == {name for name in before if tower_of(name) in (trained, "neither")}
-    assert not any(parameter.stop_gradient for parameter in model.parameters())
 
 
 def test_batch_norms_keep_their_statistics_and_learn_their_gains(pairs):
@@ -184,7 +184,7 @@ def test_gradients_are_clipped(model, pairs):
     for clip_norm in (None, 1e-3):
         paddle.seed(1)
         model = presets.build(SMALL)
-        optimizer = training._optimizer(model, 0.0, clip_norm)
+        optimizer = training._optimizer(model.parameters(), 0.0, clip_norm)
         loss = model.encode_image(paddle.randn([2, 3, 32, 32])).sum() * 100
         loss.backward()
         optimizer.set_lr(0.1)
