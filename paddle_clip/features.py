@@ -102,7 +102,6 @@ def embed(
                     store.add(rows, batch)
                     bar.update(batch.end - store.before)
             if not store.rows:
-                store.discard()
                 raise ValueError(f"none of the {len(names)} images can be read; {store.damaged[0][1]}")
             warn_of_damage(store.damaged)
             skipped = {name for name, _ in store.damaged}
@@ -129,7 +128,8 @@ def load_features(path):
         table = parquet.read_table(path)
         column = table.column("feature").combine_chunks()
         features = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
-        return Features(features, table.column("path").to_pylist(), json.loads(table.schema.metadata[b"damaged"]))
+        damaged = json.loads(table.schema.metadata[b"damaged"])
+        return Features(features, table.column("path").to_pylist(), [tuple(pair) for pair in damaged])
     features = np.load(path, mmap_mode="r", allow_pickle=False)
     with open(_json_of(path), encoding="utf-8") as file:
         known = json.load(file)
@@ -180,9 +180,6 @@ class _Memory:
     def finish(self, paths):
         return Features(self.features[: self.rows], paths, self.damaged)
 
-    def discard(self):
-        pass
-
 
 class _File(_Memory):
     """Features appended to a `.npy` file under a hidden name, and a journal of what is safely there.
@@ -195,19 +192,26 @@ class _File(_Memory):
         folder, name = os.path.split(os.path.abspath(output))
         if not name.endswith((".npy", ".parquet")):
             raise ValueError(f"the output is {output!r}; choose a name that ends with .npy or .parquet")
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"the folder of the output {output!r} does not exist")
+        if os.path.lexists(output) and not os.path.isfile(output):
+            raise ValueError(f"{output} exists and is not a file; choose another output")
         if _is_parquet(name):
             import pyarrow  # noqa: F401  before the work, not after it
+        elif os.path.exists(_json_of(output)) and not os.path.exists(output):
+            raise ValueError(f"{_json_of(output)} is of something else and would be overwritten; choose another output")
         self.output, self.run, self.resume = output, run, resume
         self.partial = os.path.join(folder, f".{name}.partial")
         self.journal_path = os.path.join(folder, f".{name}.journal")
-        self.done = self.before = self.rows = 0
+        self.done = self.before = self.rows = self.rows_noted = 0
         self.damaged, self.unnoted = [], []
 
     def __enter__(self):
         self.journal = open(self.journal_path, "a+b")
         try:
             self._lock()
-            self.file = open(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            open(self.partial, "ab").close()  # so that it exists
+            self.file = open(self.partial, "r+b")
             try:
                 self._continue()
             except BaseException:
@@ -219,7 +223,10 @@ class _File(_Memory):
         self.noted_at = time.monotonic()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        if error and not self.rows_noted:  # nothing is worth keeping
+            os.unlink(self.partial)
+            os.unlink(self.journal_path)
         self.file.close()
         self.journal.close()
 
@@ -229,6 +236,9 @@ class _File(_Memory):
                 fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"another process is writing {self.output}; wait for it") from None
+            stale = not os.path.exists(self.journal_path)
+            if stale or not os.path.samestat(os.fstat(self.journal.fileno()), os.stat(self.journal_path)):
+                raise ValueError(f"another process has just written {self.output}")
 
     def _continue(self):
         """Finds where the journal ends, and cuts off what is beyond; or starts anew."""
@@ -238,7 +248,7 @@ class _File(_Memory):
         if self.resume and len(notes) > 1 and os.path.getsize(self.partial) >= self._size(notes[-1]["rows"]):
             self._require_same_run(notes[0])
             self.done = self.before = notes[-1]["done"]
-            self.rows = notes[-1]["rows"]
+            self.rows = self.rows_noted = notes[-1]["rows"]
             self.damaged = [tuple(pair) for note in notes[1:] for pair in note["damaged"]]
             self.journal.truncate(sum(len(line) + 1 for line in lines))
         else:
@@ -255,7 +265,7 @@ class _File(_Memory):
         reasons = [f"{key} {old[key]} then, {new[key]} now" for key in keys if old[key] != new[key]]
         if (old["images"], old["count"]) != (new["images"], new["count"]):
             reasons.append(f"other images ({old['count']} then, {new['count']} now)")
-        tolerance = 1e-5 * np.abs(new["probe"]).max()
+        tolerance = 1e-5 * np.abs(new["probe"]).max()  # of a GPU that chose other kernels this time
         if len(old["probe"]) != len(new["probe"]) or not np.allclose(old["probe"], new["probe"], 0, tolerance):
             reasons.append("another model or preprocessing")
         if reasons:
@@ -275,16 +285,12 @@ class _File(_Memory):
         self.file.flush()
         os.fsync(self.file.fileno())
         self._note({"done": self.done, "rows": self.rows, "damaged": self.unnoted})
-        self.unnoted, self.noted_at = [], time.monotonic()
+        self.unnoted, self.rows_noted, self.noted_at = [], self.rows, time.monotonic()
 
     def _note(self, line):
         self.journal.write(json.dumps(line).encode() + b"\n")
         self.journal.flush()
         os.fsync(self.journal.fileno())
-
-    def discard(self):
-        os.unlink(self.partial)
-        os.unlink(self.journal_path)
 
     def finish(self, paths):
         header = io.BytesIO()

@@ -12,8 +12,8 @@ class LinearProbe:
     """A linear classifier on image features; `linear_probe` makes one.
 
     Attributes:
-        weight: float64 [E, K].
-        bias: float64 [K].
+        weight: [E, K], float32 or float64, as the features it was fitted on.
+        bias: [K].
         classes: the K labels, strings or whole numbers.
         C: the inverse of the regularisation it was fitted with.
     """
@@ -107,7 +107,7 @@ def linear_probe(features, labels, C=None, validation=0.2, max_iter=1000, seed=0
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2:
         raise ValueError(
-            f"the labels are all {classes[0]!r}: a probe needs at least two classes"
+            f"the labels are all {classes.tolist()[0]!r}: a probe needs at least two classes"
             if len(classes)
             else "there are no features"
         )
@@ -125,7 +125,7 @@ def linear_probe(features, labels, C=None, validation=0.2, max_iter=1000, seed=0
         else:
             if counts.min() < 2:
                 raise ValueError(
-                    f"one image alone has the label {classes[counts.argmin()]!r}: none can be held out to "
+                    f"one image alone has the label {classes.tolist()[counts.argmin()]!r}: none can be held out to "
                     "choose C; give C, or a validation set"
                 )
             held_out = max(round(validation * len(labels)), len(classes))
@@ -145,7 +145,9 @@ def _best_C(score):
         for exponent in exponents:
             if exponent not in scores:
                 scores[exponent] = score(10.0**exponent)
-        return max(scores, key=lambda exponent: (scores[exponent], -exponent))  # of equal ones the most regularised
+        return max(
+            scores, key=lambda exponent: (scores[exponent], -abs(exponent))
+        )  # of equal ones that nearest to C = 1
 
     peak = best(range(-6, 7, 2))
     for step in (1, 0.5, 0.25, 0.125):

@@ -47,7 +47,7 @@ def open_image(image):
         try:
             opened = Image.open(image)
             opened.load()
-        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's on damaged files
             raise ValueError(f"cannot read {image} as an image: {error}") from error
         return opened
     array = np.asarray(image)

@@ -98,23 +98,25 @@ def encode_texts(model, texts, batch_tokens=4096, progress=False):
         RuntimeError: if a text is too long.
         TypeError: if one is not a string.
     """
-    width = model.text_projection.shape[1]
-    parts = []
     with inference(model), progress_bar(progress, total=len(texts), unit="text") as bar:
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            tokens = tokenize(texts[start : start + _TEXTS_AT_ONCE], model.context_length)  # [M, L]
-            lengths = tokens.argmax(axis=-1).numpy() + 1  # [M], end-of-text being the highest token
-            order = np.argsort(-lengths, kind="stable")
-            features, first = [], 0
-            while first < len(order):
-                length = int(lengths[order[first]])
-                last = first + max(1, batch_tokens // length)
-                chosen = paddle.to_tensor(order[first:last])
-                features.append(model.encode_text(tokens[:, :length].index_select(chosen)))  # [B, E]
-                bar.update(len(order[first:last]))
-                first = last
-            parts.append(paddle.concat(features).index_select(paddle.to_tensor(np.argsort(order))))  # [M, E]
-    return paddle.concat(parts) if parts else paddle.zeros([0, width], model.dtype)
+        starts = range(0, len(texts), _TEXTS_AT_ONCE)
+        parts = [_encode(model, texts[start : start + _TEXTS_AT_ONCE], batch_tokens, bar) for start in starts]
+        return paddle.concat(parts) if parts else paddle.zeros([0, model.text_projection.shape[1]], model.dtype)
+
+
+def _encode(model, texts, batch_tokens, bar):
+    """The features [N, E] of N texts that are all tokenized at once."""
+    tokens = tokenize(texts, model.context_length)  # [N, L]
+    lengths = tokens.argmax(axis=-1).numpy() + 1  # [N], end-of-text being the highest token
+    order = np.argsort(-lengths, kind="stable")
+    features, first = [], 0
+    while first < len(order):
+        length = int(lengths[order[first]])
+        chosen = order[first : first + max(1, batch_tokens // length)]
+        features.append(model.encode_text(tokens[:, :length].index_select(paddle.to_tensor(chosen))))  # [B, E]
+        first += len(chosen)
+        bar.update(len(chosen))
+    return paddle.concat(features).index_select(paddle.to_tensor(np.argsort(order)))
 
 
 def zero_shot_classifier(model, classnames, templates=IMAGENET_TEMPLATES, batch_tokens=4096, progress=False):
@@ -142,13 +144,12 @@ def zero_shot_classifier(model, classnames, templates=IMAGENET_TEMPLATES, batch_
     texts = [[template(name) for name in of_class for template in fill] for of_class in names]
     classes_at_once = max(1, _TEXTS_AT_ONCE // max(map(len, texts)))
     columns = []
-    with inference(model), progress_bar(progress, total=len(texts), unit="class") as bar:
+    with inference(model), progress_bar(progress, total=sum(map(len, texts)), unit="text") as bar:
         for start in range(0, len(texts), classes_at_once):
             chosen = texts[start : start + classes_at_once]
-            features = unit(encode_texts(model, [text for of_class in chosen for text in of_class], batch_tokens))
+            features = unit(_encode(model, [text for of_class in chosen for text in of_class], batch_tokens, bar))
             for of_class in features.split([len(of_class) for of_class in chosen]):
                 columns.append(unit(of_class.mean(axis=0)))  # [E]
-            bar.update(len(chosen))
         return paddle.stack(columns, axis=1)  # [E, K]
 
 
@@ -156,7 +157,7 @@ def class_names(classnames):
     """A list of the names of each class; raises ValueError if that is not what `classnames` gives."""
     if isinstance(classnames, str):
         raise ValueError(f"class names are a list of strings; found the string {classnames!r}")
-    names = [[name] if isinstance(name, str) else list(name) for name in classnames]
+    names = [list(name) if isinstance(name, (list, tuple)) else [name] for name in classnames]
     if not names or not all(names):
         raise ValueError("there are no class names: give at least one, and at least one for each class")
     for name in (name for of_class in names for name in of_class):

@@ -129,3 +129,10 @@ def test_unreadable_images_are_named(tmp_path):
     for name in ("text.png", "short.png", "none.png"):
         with pytest.raises(ValueError, match=f"cannot read .*{name} as an image: "):
             image_transform(224)(tmp_path / name)
+
+
+def test_bombs_are_refused_as_unreadable(tmp_path, monkeypatch):
+    make("RGB", (120, 80)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"cannot read .*x\.png as an image: .*decompression bomb"):
+        image_transform(224)(tmp_path / "x.png")

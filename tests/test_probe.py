@@ -1,0 +1,110 @@
+"""The linear probe, against scikit-learn, and its file."""
+
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from paddle_clip import LinearProbe, linear_probe
+from paddle_clip.probe import _best_C
+
+
+@pytest.fixture
+def clusters():
+    """Features of three overlapping classes, to fit and to test."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 400)
+    centres = random.standard_normal((3, 6))
+    features = centres[labels] + random.standard_normal((400, 6)) * 0.8
+    return features[:300], labels[:300], features[300:], labels[300:]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_predictions_are_scikit_learns(clusters, classes):
+    features, labels, others, truth = clusters
+    chosen = labels < classes
+    features, labels = features[chosen], labels[chosen]
+    names = np.array(["red", "green", "blue"])
+    probe = linear_probe(features, names[labels], C=0.3)
+    expected = LogisticRegression(C=0.3, max_iter=1000).fit(features, names[labels])
+    assert probe.classes.tolist() == expected.classes_.tolist()
+    np.testing.assert_allclose(probe.predict_proba(others), expected.predict_proba(others), rtol=1e-6, atol=1e-9)
+    np.testing.assert_array_equal(probe.predict(others), expected.predict(others))
+    assert probe.score(others, names[truth]) == expected.score(others, names[truth])
+
+
+def test_C_is_chosen_by_held_out_images(clusters):
+    """With noise for most of a feature's numbers, little regularisation fits the noise and does worse on others."""
+    random = np.random.default_rng(1)
+    features, labels, others, truth = clusters
+    features, others = (np.concatenate([f, random.standard_normal((len(f), 200))], axis=1) for f in (features, others))
+    probe = linear_probe(features, labels)
+    assert probe.C < 1
+    assert probe.score(others, truth) > linear_probe(features, labels, C=1e6).score(others, truth)
+    given = linear_probe(features, labels, validation=(others, truth))
+    scores = [linear_probe(features, labels, C=10.0**e).score(others, truth) for e in range(-6, 7, 2)]
+    assert given.score(others, truth) >= max(scores) - 1e-9
+
+
+def test_the_search_for_C_is_the_papers():
+    """Seven powers of ten, then the interval around the peak halved to an eighth of a decade: 15 fits at most."""
+    for peak in (-6, -3.3, 0.7, 5.2, 6):
+        tried = []
+        found = _best_C(lambda C: tried.append(C) or -abs(np.log10(tried[-1]) - peak))  # noqa: B023
+        assert abs(np.log10(found) - peak) <= 0.0625 + 1e-9
+        assert len(tried) <= 15
+        np.testing.assert_allclose(tried[:7], 10.0 ** np.arange(-6, 7, 2))
+        assert all(1e-6 <= C <= 1e6 for C in tried)
+    assert _best_C(lambda C: 1) == 1
+
+
+@pytest.mark.parametrize("names", [np.array(["dog", "ca t", "ß"]), np.array([3, 7, 11])])
+def test_probes_are_saved_and_loaded(clusters, names, tmp_path):
+    features, labels, others, truth = clusters
+    probe = linear_probe(features, names[labels], C=1)
+    probe.save(tmp_path / "x.npz")
+    loaded = LinearProbe.load(tmp_path / "x.npz")
+    np.testing.assert_array_equal(loaded.predict_proba(others), probe.predict_proba(others))
+    np.testing.assert_array_equal(loaded.predict(others), probe.predict(others))
+    assert (loaded.C, loaded.score(others, names[truth])) == (1, probe.score(others, names[truth]))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_files_that_are_no_probes_are_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([{}], dtype=object))
+    for content in (b"", b"PK no zip", b"text", pickle.dumps([1]), b"\x80\x04."):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is not a linear probe"):
+            LinearProbe.load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("weight", "bias", "classes", "C"):
+            archive.writestr(f"{name}.npy", pickled.getvalue())
+    with pytest.raises(ValueError, match="is not a linear probe"):
+        LinearProbe.load(path)
+    np.savez(path, weight=np.zeros([2, 2]))
+    with pytest.raises(ValueError, match="is not a linear probe"):
+        LinearProbe.load(path)
+    with pytest.raises(FileNotFoundError):
+        LinearProbe.load(tmp_path / "none.npz")
+
+
+def test_what_cannot_be_fitted_is_refused(clusters):
+    features, labels, *_ = clusters
+    for arguments, message in (
+        ((features, labels[:-1]), r"features are \[300, 6\] and labels int64 \[299\]"),
+        ((features[0], labels), r"features are \[6\]"),
+        ((features, labels / 2), "labels float64"),
+        ((features, labels * 0), "the labels are all 0: a probe needs at least two classes"),
+        ((features[:0], labels[:0]), "there are no features"),
+        ((features, [*labels[:-1], 9]), "one image alone has the label 9: none can be held out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            linear_probe(*arguments)
+    linear_probe(features, [*labels[:-1], 9], C=1)
+    with pytest.raises(ValueError, match=r"features are \[300, 5\]; this probe takes \[N, 6\]"):
+        linear_probe(features, labels, C=1).predict(features[:, 1:])
