@@ -145,11 +145,12 @@ def build_parser():
         "show the cosine similarity of each image with each text",
         [
             "paddle-clip similarity a.jpg b.jpg --texts 'a dog on a beach' 'a bowl of soup'",
-            "paddle-clip similarity photos/ --texts-file captions.txt --plot similarity.png",
+            "paddle-clip similarity photos/ --texts-file captions.txt --json",
+            "paddle-clip similarity @samples --model tiny --plot similarity.png    # offline",
         ],
     )
     _add_images(child)
-    child.add_argument("--texts", nargs="+", metavar="TEXT", default=[], help="texts")
+    child.add_argument("--texts", nargs="+", metavar="TEXT", default=[], help="(default: the images' names)")
     child.add_argument("--texts-file", metavar="FILE", help="a file with one text per line")
     child.add_argument("--plot", metavar="FILE", help="draw the matrix to a .png, .pdf or .svg; needs matplotlib")
     _add_batch_size(child)

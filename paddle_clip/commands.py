@@ -5,6 +5,8 @@ Each imports what it uses: `convert` needs no Paddle, and `search` no matplotlib
 
 import json
 import os
+import re
+import signal
 import sys
 
 from .cli import INTERRUPTED, one_line
@@ -140,10 +142,9 @@ def classify(arguments):
 
 
 def similarity(arguments):
-    texts = arguments.texts + (_lines(arguments.texts_file) if arguments.texts_file else [])
-    if not texts:
-        raise ValueError("there are no texts: give --texts or --texts-file")
     images = _images(arguments.images)
+    texts = arguments.texts + (_lines(arguments.texts_file) if arguments.texts_file else [])
+    texts = texts or [re.sub("[-_]+", " ", os.path.splitext(os.path.basename(image))[0]) for image in images]
     if arguments.plot:
         import logging
 
@@ -384,13 +385,15 @@ def _median(encode, batch, repeat):
 
 
 def _load(arguments):
-    import paddle_clip
+    import paddle
 
+    from .hub import load
+
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # again: importing Paddle took it away
     if arguments.device:
-        import paddle
-
         paddle.set_device(arguments.device)
-    return paddle_clip.load(arguments.model, getattr(arguments, "dtype", "float32"), activation=arguments.activation)
+    return load(arguments.model, getattr(arguments, "dtype", "float32"), activation=arguments.activation)
 
 
 def _images(names):

@@ -153,6 +153,13 @@ def test_similarity_and_its_plot(succeeds, photos, tmp_path):
     assert f"{found['similarity'][0][0]:.3f}" in lines[1]
 
 
+def test_texts_are_by_default_the_names_of_the_images(succeeds, photos, tmp_path):
+    paths = [tmp_path / "a_red-square.png", tmp_path / "犬.png"]
+    for path in paths:
+        os.link(photos / "red" / "0.png", path)
+    assert succeeds("similarity", *paths, "--json")["texts"] == ["a red square", "犬"]
+
+
 def test_embed_and_search(succeeds, photos, tmp_path, model):
     output = tmp_path / "x.npy"
     assert succeeds("embed", photos, "-o", output) == f"{output}: 6 features of 8 numbers\n"
@@ -258,7 +265,6 @@ def test_no_labels_and_no_texts(fails, photos, tmp_path):
     assert fails("classify", photos, "--labels", "a", "--template", "b", words=["'b' has no {}"])
     assert fails("classify", photos, "--labels", "a " * 100, words=["tokens long"])
     assert fails("classify", photos, "--prompts", "none", words=["no prompts for 'none'"])
-    assert fails("similarity", photos, words=["there are no texts: give --texts"])
     assert fails("evaluate", photos, "--labels", "a", words=["3 folders", "1 class names"])
 
 
