@@ -1,4 +1,11 @@
-"""Image features of whole folders: compute them, keep them in files, search them by text or image."""
+"""Image features of whole folders: compute them, keep them in files, search them by text or image.
+
+For example:
+
+    features, paths, damaged = embed(model, preprocess, "photos", "photos.npy", on_error="skip")
+    features, paths, damaged = load_features("photos.npy")
+    search(model, preprocess, features, paths, "a dog on a beach")
+"""
 
 import contextlib
 import hashlib

@@ -172,6 +172,6 @@ def unit(features):
 
 
 def encode(model, pixels, normalize=True):
-    """The features [B, E] of preprocessed images [B, 3, R, R], an array, in the model's dtype or float32 if more."""
+    """The features [B, E] of preprocessed images, an array [B, 3, R, R]; see `unit` for their dtype."""
     features = model.encode_image(paddle.to_tensor(pixels))
     return unit(features) if normalize else features

@@ -1,4 +1,10 @@
-"""Classification without training, by texts (paper, section 3.1): prompts, classifiers, accuracy."""
+"""Classification without training, by texts (paper, section 3.1): prompts, classifiers, accuracy.
+
+For example:
+
+    classify(model, preprocess, "photo.jpg", ["a dog", "a cat"], templates="a photo of {}.")
+    evaluate(model, preprocess, "imagenet/val", *prompts("ImageNet"))
+"""
 
 import contextlib
 import json
