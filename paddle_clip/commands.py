@@ -390,7 +390,7 @@ def _load(arguments):
     from .hub import load
 
     if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # again: importing Paddle took it away
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # again: Paddle put its own in place, which can hang
     if arguments.device:
         paddle.set_device(arguments.device)
     return load(arguments.model, getattr(arguments, "dtype", "float32"), activation=arguments.activation)

@@ -237,7 +237,7 @@ def test_files_that_are_not_there(fails, tmp_path, photos):
     assert fails("probe", missing, words=words)
     assert fails("finetune", missing, "-o", tmp_path / "x.pdparams", words=words)
     assert fails("convert", missing, with_model=False, words=words)
-    assert fails("embed", photos, "-o", tmp_path / "no" / "x.npy", words=["No such file"])
+    assert fails("embed", photos, "-o", tmp_path / "no" / "x.npy", words=["does not exist"])
     assert fails("similarity", photos, "--texts", "a", "--plot", tmp_path / "no" / "x.png", words=["No such file"])
     assert fails(
         "classify", photos, "--labels", "a", "--model", missing, with_model=False, words=["neither a file nor"]
@@ -293,10 +293,16 @@ def test_wrong_arguments_end_with_2_and_name_the_help(fails, photos):
     assert fails("convert", "a.pt", "b.pt", "-o", "c", with_model=False, code=2, words=["convert several files"])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_an_unreadable_folder(fails, tmp_path):
-    (tmp_path / "closed").mkdir(mode=0)
-    assert fails("embed", tmp_path / "closed", "-o", tmp_path / "x.npy", words=["closed: Permission denied"])
+def test_an_unreadable_folder(fails, photos, monkeypatch, tmp_path):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root, who may run this, is never refused
+    words = [f"{photos}: Permission denied"]
+    assert fails("embed", photos, "-o", tmp_path / "x.npy", words=words)
+    assert fails("classify", photos, "--labels", "a", words=words)
+    assert fails("evaluate", photos, words=words)
+    assert fails("finetune", photos, "-o", tmp_path / "x.pdparams", words=words)
 
 
 def test_our_faults_keep_their_traceback(monkeypatch, photos):
