@@ -2,7 +2,7 @@
 
     python examples/finetune.py
 
-draws the pictures, writes them to a folder as dog.png with dog.txt beside it would be, trains on the folder, and prints
+draws the pictures, writes them to a folder, each with its caption in a .txt of its name, trains on them, and prints
 zero-shot accuracy before and after. Some colours of each new shape are never trained on; the shapes the model knew
 are looked at too, as training on new things is how a model forgets. With pictures of your own all it takes is
 
@@ -26,9 +26,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(HERE, os.pardir), HERE]
 
 import numpy as np
-import train_tiny
 
 import paddle_clip
+import train_tiny
 
 # Outlines as in train_tiny, y downwards.
 NEW = {

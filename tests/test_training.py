@@ -10,6 +10,7 @@ import types
 import numpy as np
 import paddle
 import pytest
+from conftest import DEVICES
 
 import paddle_clip
 from paddle_clip import CheckpointError, ContrastiveLoss, archives, finetune, presets, training, writers
@@ -327,6 +328,71 @@ def test_damaged_and_foreign_checkpoints(model, pairs, unfinished, tmp_path):
 
 def test_resuming_without_a_checkpoint_starts_anew(model, pairs, tmp_path):
     assert finetune(model, pairs, tmp_path / "x.pdparams", resume=True, batch_size=7)[0].step == 1
+
+
+# ----------------------------------------------------------------------------------------------------- mixed precision
+
+
+class Scaler:
+    """Stands for Paddle's, which needs a GPU: scales by a power of two, which changes no bit of the result."""
+
+    def __init__(self, enable):
+        self.enabled, self.count = enable, 0
+
+    def scale(self, loss):
+        return loss * 1024
+
+    def step(self, optimizer):
+        for parameter in optimizer._parameter_list:
+            if parameter.grad is not None:
+                parameter.grad.set_value(parameter.grad / 1024)
+        optimizer.step()
+
+    def update(self):
+        self.count += 1
+
+    def state_dict(self):
+        return {"scale": np.float32([1024]), "incr_count": self.count}
+
+    def load_state_dict(self, state):
+        assert state["scale"][0] == 1024
+        self.count = state["incr_count"]
+
+
+def test_mixed_precision_scales_the_loss_and_keeps_the_state(pairs, tmp_path, monkeypatch):
+    def trained(name, **arguments):
+        paddle.seed(1)
+        model = presets.build(SMALL)
+        with contextlib.suppress(Killed):
+            finetune(model, pairs, tmp_path / name, batch_size=2, accumulate=2, epochs=2, **arguments)
+        return model
+
+    expected = state_of(trained("expected.pdparams"))
+    contexts, scalers = [], []
+
+    def auto_cast(**arguments):
+        contexts.append(arguments)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle.amp, "auto_cast", auto_cast)
+    monkeypatch.setattr(paddle.amp, "GradScaler", lambda enable: (scalers.append(Scaler(enable)), scalers[-1])[1])
+    trained("x.pdparams", amp="float16", on_step=killed_at(3))
+    assert_equal(state_of(trained("x.pdparams", amp="float16", resume=True)), expected)
+    assert [(scaler.enabled, scaler.count) for scaler in scalers] == [(True, 3), (True, 6)]
+    assert len(contexts) == 6 * 2 * 2 * 2  # steps, parts, towers, and once more with gradients
+    assert all(context == {"enable": True, "dtype": "float16", "level": "O1"} for context in contexts)
+    trained("y.pdparams", amp="bfloat16")
+    assert not scalers[-1].enabled  # its range is float32's
+    assert contexts[-1]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("amp", training.AMP)
+@pytest.mark.parametrize("device", DEVICES[1:], indirect=True)
+def test_mixed_precision_on_a_gpu(model, pairs, device, amp):
+    history = finetune(model, pairs, batch_size=2, accumulate=2, epochs=20, learning_rate=1e-3, amp=amp)
+    assert history[-1].loss < history[0].loss
+    assert all(parameter.dtype == paddle.float32 for parameter in model.parameters())
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
