@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=["paddle_clip"],
-    package_data={"paddle_clip": ["data/*"]},
+    package_data={"paddle_clip": ["data/*", "data/samples/*"]},
     python_requires=">=3.9",
     install_requires=["numpy", "pillow", "ftfy", "regex", "tqdm", "filelock"],
     extras_require={

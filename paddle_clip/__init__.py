@@ -25,6 +25,7 @@ _PLACES = {
         "clip_vit_b_16",
         "clip_vit_l_14",
         "clip_vit_l_14_336px",
+        "clip_tiny",
     ],
     "tokenizer": ["decode", "tokenize"],
     "transforms": ["image_transform"],
