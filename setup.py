@@ -19,7 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=["paddle_clip"],
-    package_data={"paddle_clip": ["data/*"]},
+    package_data={"paddle_clip": ["data/*", "data/samples/*"]},
     entry_points={"console_scripts": ["paddle-clip = paddle_clip.cli:console"]},
     python_requires=">=3.9",
     install_requires=["numpy", "pillow", "ftfy", "regex", "tqdm", "filelock"],

@@ -27,6 +27,7 @@ _PLACES = {
         "clip_vit_b_16",
         "clip_vit_l_14",
         "clip_vit_l_14_336px",
+        "clip_tiny",
     ],
     "probe": ["LinearProbe", "linear_probe"],
     "tokenizer": ["decode", "tokenize"],
