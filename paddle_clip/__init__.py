@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 # Public names by the file they live in. They are imported when first used: converting files needs no Paddle.
 _PLACES = {
+    "deploy": ["Predictor", "compile", "export"],
     "errors": ["CheckpointError"],
     "features": ["Features", "Match", "embed", "load_features", "search"],
     "hub": ["DownloadError", "available_models", "load", "save"],

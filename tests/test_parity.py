@@ -57,7 +57,7 @@ def test_float32_rounds_like_pytorch(pairs, variant, device):
     ours, theirs = parity.compare(*pairs(variant), inputs, "float32", device=device)
     for name in parity.OUTPUTS:
         assert ours[name].dtype == np.float32
-        assert parity.error_ratio(ours[name], theirs[name], truth[name]) <= parity.FLOAT32_RATIO, name
+        assert parity.error_ratio([ours[name]], [theirs[name]], [truth[name]]) <= parity.FLOAT32_RATIO, name
 
 
 @BOTH

@@ -1,0 +1,128 @@
+"""Images and texts a second of both encoders, ours and our peers', in one run.
+
+    python benchmarks/encode.py [--models RN50 ViT-B/32] [--batches 1 8 32] [--peers openai openvino …]
+
+The weights are random; every peer runs in its own process, on all cores, and they take turns. Prints a Markdown table:
+medians, the ratio of ours to the best peer, and the share of what the machine's matrix products allow. Peers that are
+not installed are left out with a note: pip install onnx onnxruntime openvino, and see the Makefile for the rest.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+
+from paddle_clip.presets import PRESETS, preset
+from peers import OURS, PEERS, ROOT, Worker, medians
+
+
+def flops(config, tower):
+    """Floating-point operations of the matrix products and convolutions of one image or one text of 77 tokens."""
+    if tower == "text":
+        return transformer_flops(config.transformer_layers, config.transformer_width, config.context_length)
+    if config.vision_patch_size:
+        patches = (config.image_resolution // config.vision_patch_size) ** 2
+        patch = 2 * patches * config.vision_width * 3 * config.vision_patch_size**2
+        return patch + transformer_flops(config.vision_layers, config.vision_width, patches + 1)
+    return None
+
+
+def transformer_flops(layers, width, tokens):
+    return layers * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
+
+
+LIMIT = """
+import time, numpy, torch
+a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+def seconds():
+    start = time.perf_counter()
+    for _ in range(10):
+        a @ b
+    return (time.perf_counter() - start) / 10
+seconds()
+print(2 * 1024**3 / numpy.median([seconds() for _ in range(9)]))
+"""
+
+
+def matrix_product_limit():
+    """Floating-point operations a second of the best of three runs of PyTorch's float32 matrix product of side 1024."""
+    runs = [subprocess.run([sys.executable, "-c", LIMIT], capture_output=True, text=True, check=True) for _ in range(3)]
+    return max(float(run.stdout) for run in runs)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    names = [row.name for row in PRESETS]
+    parser.add_argument("--models", nargs="+", default=["RN50", "ViT-B/32"], choices=names, metavar="MODEL")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--towers", nargs="+", default=["image", "text"], choices=["image", "text"])
+    parser.add_argument("--peers", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS], metavar="PEER")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    arguments = parser.parse_args()
+    calls = [(tower, batch, 77) for tower in arguments.towers for batch in arguments.batches]
+    limit = matrix_product_limit() if arguments.device == "cpu" else None
+    print(f"{processor()}, {arguments.threads} threads, {arguments.dtype}; {versions()}")
+    if limit:
+        print(f"Matrix products of side 1024: {limit / 1e9:.0f} GFLOP/s")
+    for model in arguments.models:
+        measure(model, calls, arguments, limit)
+
+
+def measure(model, calls, arguments, limit):
+    """Prints the table of one model."""
+    config = preset(model).config
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = os.path.join(folder, "checkpoint.pt")
+        reference = os.path.join(ROOT, "convert", "reference.py")
+        subprocess.run([sys.executable, reference, "make", model, checkpoint], check=True, stdout=subprocess.DEVNULL)
+        workers = {}
+        for peer in arguments.peers:
+            worker = Worker(peer, checkpoint, arguments.device, arguments.threads, arguments.dtype)
+            if worker.missing:
+                print(f"({peer} is left out: {worker.missing})")
+            else:
+                workers[peer] = worker
+        times = medians(workers, calls, arguments.rounds)
+        for worker in workers.values():
+            worker.close()
+    print(f"\n| {model}, a second | " + " | ".join(f"{tower} × {batch}" for tower, batch, _ in calls) + " |")
+    print("|---" * (len(calls) + 1) + "|")
+    rates = {key: key[1][1] / seconds for key, seconds in times.items()}
+    for peer in workers:
+        cells = [f"{rates[peer, call]:.1f}" for call in calls]
+        print(f"| {OURS.get(peer) or PEERS[peer]} | {' | '.join(cells)} |")
+    others = [peer for peer in workers if peer in PEERS]
+    for peer in (peer for peer in workers if peer in OURS and others):
+        cells = [f"{rates[peer, call] / max(rates[other, call] for other in others):.2f}" for call in calls]
+        print(f"| {OURS[peer]} / best peer | {' | '.join(cells)} |")
+    for peer in (peer for peer in workers if peer in OURS and limit):
+        needed = [flops(config, tower) for tower, *_ in calls]
+        cells = [f"{rates[peer, c] * n / limit:.0%}" if n else "" for c, n in zip(calls, needed)]
+        print(f"| {OURS[peer]}, share of the limit | {' | '.join(cells)} |", flush=True)
+
+
+def processor():
+    """The processor's name."""
+    with open("/proc/cpuinfo") as file:
+        return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
+
+
+def versions():
+    from importlib import metadata
+
+    found = []
+    for name in ("paddlepaddle", "paddlepaddle-gpu", "torch", "onnxruntime", "openvino", "transformers"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+if __name__ == "__main__":
+    main()

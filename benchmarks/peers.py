@@ -1,0 +1,327 @@
+"""CLIP's encoders by ourselves and by our peers, each in a process of its own.
+
+`python benchmarks/peers.py PEER CHECKPOINT` loads an OpenAI checkpoint and then answers lines of JSON on stdin; see
+`Worker`, which is how the benchmarks use it. A peer that is not installed says so.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import types
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "convert")]
+
+import numpy as np
+
+OURS = {"eager": "Paddle-CLIP, eager", "compiled": "Paddle-CLIP, compiled"}
+PEERS = {
+    "openai": "OpenAI's code, PyTorch eager",
+    "torch.compile": "OpenAI's code, torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "hugging_face": "Hugging Face transformers",
+    "paddleclip": "paddleclip 1.0.0",
+}
+
+
+class Worker:
+    """A peer in its own process. `seconds` times one call, `features` returns what it computes."""
+
+    def __init__(self, peer, checkpoint, device="cpu", threads=None, dtype="float32"):
+        threads = threads or os.cpu_count()
+        environment = {**os.environ, "GLOG_minloglevel": "2", "TRANSFORMERS_VERBOSITY": "error"}
+        environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+        # Paddle's MKL (2019) takes its slowest path on AMD processors unless told so; PyTorch's newer one ignores it.
+        environment.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+        command = [sys.executable, os.path.abspath(__file__), peer, checkpoint, device, dtype]
+        self.process = subprocess.Popen(
+            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self.missing = self._answer().get("missing")
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: {self.process.args[2]} failed: {self.process.stderr.read()[-2000:]}")
+        return json.loads(line)
+
+    def _ask(self, **question):
+        print(json.dumps(question), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def seconds(self, tower, batch, length=77):
+        """Seconds of one call of the "image" or "text" encoder. The first call of a shape is preceded by two others."""
+        return self._ask(do="time", tower=tower, batch=batch, length=length)["seconds"]
+
+    def features(self, tower, path):
+        """The features [B, E] of the images or tokens in a .npy file."""
+        return np.load(self._ask(do="features", tower=tower, path=path)["path"])
+
+    def memory(self):
+        """Peak resident memory of the process so far, in bytes."""
+        return self._ask(do="memory")["bytes"]
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def medians(workers, calls, rounds, pause=0.2):
+    """{(worker's name, call): median seconds}, the workers taking turns in every round.
+
+    Args:
+        workers: {name: Worker}.
+        calls: (tower, batch, length) triples.
+        pause: seconds before each call, for the threads of the one before to fall asleep.
+    """
+    times = {(name, call): [] for name in workers for call in calls}
+    for call in calls:
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                time.sleep(pause)
+                times[name, call].append(worker.seconds(*call))
+    return {key: float(np.median(values)) for key, values in times.items()}
+
+
+def inputs(tower, batch, length, config, seed=0):
+    """Random images [B, 3, R, R] in float32, or tokens [B, L] in int64 with end-of-text at the last place."""
+    random = np.random.default_rng(seed)
+    if tower == "image":
+        return random.standard_normal((batch, 3, config.image_resolution, config.image_resolution), np.float32)
+    tokens = random.integers(1, config.vocab_size - 2, (batch, length))
+    tokens[:, 0], tokens[:, -1] = config.vocab_size - 2, config.vocab_size - 1
+    return tokens
+
+
+def _config(checkpoint):
+    from paddle_clip import archives, weights
+
+    return weights.from_checkpoint(archives.read(checkpoint), checkpoint).config
+
+
+def _paddle(checkpoint, device, dtype, compiled):
+    import paddle
+
+    import paddle_clip
+
+    paddle.set_device("gpu" if device == "cuda" else device)
+    model, _ = paddle_clip.load(checkpoint, dtype)
+    if compiled:
+        model = paddle_clip.compile(model)
+    calls = {"image": model.encode_image, "text": model.encode_text}
+
+    def call(tower, array):
+        with paddle.no_grad():
+            return calls[tower](paddle.to_tensor(array)).numpy()
+
+    return call
+
+
+def eager(checkpoint, device, dtype):
+    return _paddle(checkpoint, device, dtype, compiled=False)
+
+
+def compiled(checkpoint, device, dtype):
+    return _paddle(checkpoint, device, dtype, compiled=True)
+
+
+def _torch(checkpoint, device, dtype, wrap):
+    import torch
+
+    import reference
+
+    model = reference.load(checkpoint, dtype).to(device)
+    calls = {"image": wrap(model.encode_image), "text": wrap(model.encode_text)}
+
+    def call(tower, array):
+        with torch.no_grad():
+            return calls[tower](torch.from_numpy(array).to(device)).cpu().numpy()
+
+    return call
+
+
+def openai(checkpoint, device, dtype):
+    return _torch(checkpoint, device, dtype, lambda function: function)
+
+
+def torch_compile(checkpoint, device, dtype):
+    import torch
+
+    return _torch(checkpoint, device, dtype, torch.compile)
+
+
+def _onnx(checkpoint, folder):
+    """The towers of OpenAI's model as ONNX files with a dynamic batch: {"image": path, "text": path}."""
+    import torch
+
+    import reference
+
+    model, config = reference.load(checkpoint), _config(checkpoint)
+    paths = {}
+    for tower, forward in (("image", model.encode_image), ("text", model.encode_text)):
+
+        class Tower(torch.nn.Module):
+            def __init__(self, model, forward):
+                super().__init__()
+                self.model, self.call = model, forward
+
+            def forward(self, x):
+                return self.call(x)
+
+        example = torch.from_numpy(inputs(tower, 2, config.context_length, config))
+        paths[tower] = os.path.join(folder, f"{tower}.onnx")
+        torch.onnx.export(
+            Tower(model, forward),
+            (example,),
+            paths[tower],
+            input_names=["x"],
+            output_names=["features"],
+            dynamic_axes={"x": {0: "batch"}},
+            opset_version=17,
+            dynamo=False,
+        )
+    return paths
+
+
+def onnxruntime(checkpoint, device, dtype):
+    import onnxruntime as runtime
+
+    providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+    with tempfile.TemporaryDirectory() as folder:
+        paths = _onnx(checkpoint, folder)
+        sessions = {tower: runtime.InferenceSession(path, options, providers) for tower, path in paths.items()}
+    return lambda tower, array: sessions[tower].run(None, {"x": array})[0]
+
+
+def openvino(checkpoint, device, dtype):
+    import openvino as ov
+
+    core = ov.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": int(os.environ["OMP_NUM_THREADS"]),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        paths = _onnx(checkpoint, folder)
+        models = {tower: core.compile_model(core.read_model(path), "CPU", settings) for tower, path in paths.items()}
+    return lambda tower, array: models[tower](array)[0]
+
+
+def hugging_face(checkpoint, device, dtype):
+    import torch
+    import transformers
+
+    config = _config(checkpoint)
+    if config.vision_patch_size is None:
+        raise ImportError("transformers has no ResNet CLIP")
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            projection_dim=config.embed_dim,
+            text_config={
+                "hidden_size": config.transformer_width,
+                "intermediate_size": config.transformer_width * 4,
+                "num_hidden_layers": config.transformer_layers,
+                "num_attention_heads": config.transformer_heads,
+                "eos_token_id": config.vocab_size - 1,
+            },
+            vision_config={
+                "hidden_size": config.vision_width,
+                "intermediate_size": config.vision_width * 4,
+                "num_hidden_layers": config.vision_layers,
+                "num_attention_heads": config.vision_width // 64,
+                "image_size": config.image_resolution,
+                "patch_size": config.vision_patch_size,
+            },
+        )
+    )
+    model = model.eval().to(device, getattr(torch, dtype))
+    calls = {"image": model.get_image_features, "text": model.get_text_features}
+
+    def call(tower, array):
+        with torch.no_grad():
+            features = calls[tower](torch.from_numpy(array).to(device))
+        features = getattr(features, "pooler_output", features)
+        return features.cpu().numpy()
+
+    return call
+
+
+def paddleclip(checkpoint, device, dtype):
+    folder = os.path.join(sys.prefix, "paddleclip")
+    if not os.path.isdir(folder):
+        raise ImportError(f"paddleclip 1.0.0 is not in {folder}")
+    # Its __init__ needs packages for downloading; its model file needs none of them.
+    package = types.ModuleType("clip")
+    package.__path__ = [os.path.join(folder, "clip")]
+    sys.modules["clip"] = package
+    import paddle
+    from clip.model import CLIP
+
+    config = _config(checkpoint)
+    model = CLIP(
+        embed_dim=config.embed_dim,
+        image_resolution=config.image_resolution,
+        vision_layers=config.vision_layers,
+        vision_width=config.vision_width,
+        vision_patch_size=config.vision_patch_size,
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        transformer_width=config.transformer_width,
+        transformer_heads=config.transformer_heads,
+        transformer_layers=config.transformer_layers,
+    )
+    model.eval()
+    calls = {"image": model.encode_image, "text": model.encode_text}
+
+    def call(tower, array):
+        with paddle.no_grad():
+            return calls[tower](paddle.to_tensor(array)).numpy()
+
+    return call
+
+
+def serve(peer, checkpoint, device, dtype):
+    """Answers questions on stdin until it closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the libraries print is no answer
+
+    def answer(**fields):
+        print(json.dumps(fields), file=answers, flush=True)
+
+    try:
+        call = globals()[peer.replace(".", "_")](checkpoint, device, dtype)
+    except ImportError as error:
+        return answer(missing=str(error))
+    answer(ready=True)
+    config, warm = _config(checkpoint), {}
+    for line in sys.stdin:
+        question = json.loads(line)
+        if question["do"] == "time":
+            key = question["tower"], question["batch"], question["length"]
+            if key not in warm:
+                warm[key] = inputs(*key, config)
+                for _ in range(2):
+                    call(key[0], warm[key])
+            start = time.perf_counter()
+            call(key[0], warm[key])
+            answer(seconds=time.perf_counter() - start)
+        elif question["do"] == "features":
+            path = question["path"] + f".{peer}.npy"
+            np.save(path, call(question["tower"], np.load(question["path"])))
+            answer(path=path)
+        elif question["do"] == "memory":
+            import resource
+
+            answer(bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return None
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

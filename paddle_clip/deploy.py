@@ -1,0 +1,293 @@
+"""CLIP as Paddle Inference programs: exported to a folder, loaded with no model code, run by the machine's fastest engine."""
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import zlib
+
+import numpy as np
+import paddle
+from paddle import inference, nn
+from paddle.static import InputSpec
+
+from .errors import CheckpointError
+from .transforms import image_transform
+
+FORMAT = "paddle_clip export"
+VERSION = 1
+TOWERS = ("image", "text")
+DTYPES = ("float32", "float16", "bfloat16")
+PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
+SHAPES = 100  # input shapes whose oneDNN kernels are kept
+# Work the CPU is given at once. Larger batches are slower: their activations leave the caches, and the memory of each
+# is asked of the system and given back. Measured with benchmarks/scaling.py.
+CPU_TOKENS = 640
+CPU_PIXELS = 4 * 224**2
+
+
+class _Tower(nn.Layer):
+    """One encoder of a model, as a layer of its own: tracing it leaves the model as it is."""
+
+    def __init__(self, encode, model):
+        super().__init__()
+        self.model = model
+        self.encode = encode
+
+    def forward(self, x):
+        return self.encode(x).astype("float32")
+
+
+def export(model, directory):
+    """Writes both encoders as Paddle Inference programs, which run without this package's networks.
+
+    Batch size and text length stay free. Convolutions and their batch norms are folded when the folder is loaded.
+
+    Args:
+        model: a `CLIP` in float32, or, for a GPU, float16 or bfloat16.
+        directory: folder to make. One that `export` wrote before is replaced; any other must be empty.
+
+    Raises:
+        ValueError: if the model is in another dtype.
+        FileExistsError: if the folder holds anything else.
+    """
+    dtype = str(model.dtype).split(".")[-1]
+    if dtype not in DTYPES:
+        raise ValueError(f"the model is in {dtype}; export takes {', '.join(DTYPES)}: load it with dtype='float32'")
+    directory = os.path.abspath(directory)
+    if os.path.lexists(directory) and not _is_replaceable(directory):
+        raise FileExistsError(f"{directory} is not an empty folder, nor one that export wrote: choose another")
+    os.makedirs(os.path.dirname(directory), exist_ok=True)
+    partial = tempfile.mkdtemp(prefix=f".{os.path.basename(directory)}.", dir=os.path.dirname(directory))
+    try:
+        _write(model, dtype, partial)
+        os.chmod(partial, 0o755)
+        if os.path.isdir(directory):
+            shutil.rmtree(directory)
+        os.rename(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_replaceable(directory):
+    return os.path.isdir(directory) and (not os.listdir(directory) or _is_export(directory))
+
+
+def _is_export(directory):
+    try:
+        with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
+            return json.load(file)["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(model, dtype, directory):
+    size = model.visual.input_resolution
+    specs = {"image": InputSpec([None, 3, size, size], "float32"), "text": InputSpec([None, None], "int64")}
+    encoders = {"image": model.encode_image, "text": model.encode_text}
+    training = model.training
+    model.eval()
+    try:
+        for tower in TOWERS:
+            layer = _Tower(encoders[tower], model)
+            layer.eval()
+            static = paddle.jit.to_static(layer, input_spec=[specs[tower]], full_graph=True)
+            paddle.jit.save(static, os.path.join(directory, tower))
+    finally:
+        if training:
+            model.train()
+    for name in os.listdir(directory):
+        if name.endswith(".info"):  # of paddle.jit.load alone
+            os.unlink(os.path.join(directory, name))
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "paddle": paddle.__version__,
+        "dtype": dtype,
+        "logit_scale": float(model.logit_scale.astype("float32").item()),
+        "image_resolution": size,
+        "context_length": model.context_length,
+        "embed_dim": model.text_projection.shape[1],
+        "crc32": {name: _crc32(os.path.join(directory, name)) for name in sorted(os.listdir(directory))},
+    }
+    with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(description, file, indent=1)
+
+
+def _crc32(path):
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+class Predictor:
+    """An exported model: `encode_image`, `encode_text` and the call of a `CLIP`, by Paddle Inference.
+
+    On the CPU oneDNN runs it (with Paddle 2 MKL), on an NVIDIA GPU CUDA. Inputs are numpy arrays or Tensors, and
+    outputs are of the same kind, in float32. Calls from several threads wait for each other.
+
+    Args:
+        directory: what `export` wrote.
+        threads: for the CPU; by default one for each core this process may use.
+        device: "cpu", "gpu" or "gpu:<number>"; by default Paddle's current one.
+
+    Raises:
+        CheckpointError: if the folder is no export, damaged, or made by another version.
+        FileNotFoundError: if there is no such folder.
+
+    Attributes:
+        preprocess: turns a picture into one row of `encode_image`'s input, see `transforms.image_transform`.
+        context_length: longest text in tokens.
+    """
+
+    def __init__(self, directory, threads=None, device=None):
+        description = _description(directory)
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.device = device or paddle.get_device()
+        self.dtype = description["dtype"]
+        self.context_length = description["context_length"]
+        self.image_resolution = description["image_resolution"]
+        self.embed_dim = description["embed_dim"]
+        self.logit_scale = np.float32(np.exp(description["logit_scale"]))
+        self.preprocess = image_transform(self.image_resolution)
+        self._lock = threading.Lock()
+        self._towers = {tower: self._load(os.path.join(directory, tower)) for tower in TOWERS}
+
+    def _load(self, path):
+        program = next(path + suffix for suffix in PROGRAM_SUFFIXES if os.path.exists(path + suffix))
+        config = inference.Config(program, path + ".pdiparams")
+        paddle_3 = program.endswith(".json")
+        if paddle_3:
+            config.enable_new_ir()
+            config.enable_new_executor()
+        if self.device.startswith("gpu"):
+            config.enable_use_gpu(100, int(self.device.partition(":")[2] or 0))
+        else:
+            config.disable_gpu()
+            config.set_cpu_math_library_num_threads(self.threads)
+            if paddle_3:
+                config.enable_mkldnn()
+                config.set_mkldnn_cache_capacity(SHAPES)
+            else:
+                config.disable_mkldnn()
+        config.enable_memory_optim()
+        config.disable_glog_info()
+        return inference.create_predictor(config)
+
+    def _run(self, tower, array):
+        predictor = self._towers[tower]
+        with self._lock:
+            predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(array)
+            predictor.run()
+            return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+
+    def _rows(self, tokens):
+        """Rows of so many tokens each to run at once: all on a GPU; on the CPU as many as its caches take."""
+        return None if self.device.startswith("gpu") else max(1, CPU_TOKENS // tokens)
+
+    def encode_image(self, image):
+        """Image features, not normalised.
+
+        Args:
+            image: [B, 3, R, R], numpy array or Tensor.
+
+        Returns:
+            [B, E], of the kind of `image`.
+
+        Raises:
+            ValueError: if the image is not [B, 3, R, R].
+        """
+        array = np.ascontiguousarray(image, np.float32)
+        expected = (3, self.image_resolution, self.image_resolution)
+        if array.ndim != 4 or array.shape[1:] != expected:
+            raise ValueError(
+                f"images are {list(array.shape)}; this model takes [N, {', '.join(map(str, expected))}]: "
+                "prepare them with this object's preprocess, and stack them into a batch"
+            )
+        rows = self._rows(CPU_TOKENS * self.image_resolution**2 // CPU_PIXELS) or len(array)
+        parts = [self._run("image", array[start : start + rows]) for start in range(0, len(array), rows)]
+        return _like(image, np.concatenate(parts))
+
+    def encode_text(self, text, trim=True):
+        """Text features, not normalised.
+
+        Args:
+            text: token ids [B, L], numpy array or Tensor, as `tokenize` returns them.
+            trim: whether to leave out what follows the last end-of-text of the batch, see `CLIP.encode_text`.
+
+        Returns:
+            [B, E], of the kind of `text`.
+
+        Raises:
+            ValueError: if the tokens are not [B, L] with L at most the context length.
+        """
+        tokens = np.asarray(text)
+        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.context_length:
+            raise ValueError(f"tokens are {list(tokens.shape)}; this model takes [N, 1 to {self.context_length}]")
+        lengths = tokens.argmax(axis=-1) + 1 if trim else np.full(len(tokens), tokens.shape[1])  # [B]
+        order = np.argsort(lengths, kind="stable")
+        features = np.empty((len(tokens), self.embed_dim), np.float32)
+        while len(order):  # the longest first
+            length = lengths[order[-1]]
+            rows = order[-(self._rows(length) or len(order)) :]
+            features[rows] = self._run("text", np.ascontiguousarray(tokens[rows, :length], np.int64))
+            order = order[: -len(rows)]
+        return _like(text, features)
+
+    def __call__(self, image, text):
+        """logits_per_image [N, M] and logits_per_text [M, N] in float32, see `CLIP.forward`."""
+        image_features = np.asarray(self.encode_image(np.asarray(image)), np.float32)  # [N, E]
+        text_features = np.asarray(self.encode_text(np.asarray(text)), np.float32)  # [M, E]
+        image_features = image_features / np.linalg.norm(image_features, axis=-1, keepdims=True)
+        text_features = text_features / np.linalg.norm(text_features, axis=-1, keepdims=True)
+        logits_per_image = self.logit_scale * image_features @ text_features.T  # [N, M]
+        return _like(image, logits_per_image), _like(image, np.ascontiguousarray(logits_per_image.T))
+
+
+def compile(model, threads=None):
+    """The same model made for speed: a `Predictor` for Paddle's current device.
+
+    It holds weights of its own; delete the model to have its memory back.
+
+    Args:
+        model: a `CLIP` in float32, or, for a GPU, float16 or bfloat16.
+        threads: for the CPU; by default one for each core this process may use.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        directory = os.path.join(folder, "export")
+        export(model, directory)
+        return Predictor(directory, threads)
+
+
+def _description(directory):
+    """The checked content of an export's config.json."""
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(f"no folder {directory}: paddle_clip.export(model, directory) makes one")
+    if not _is_export(directory):
+        raise CheckpointError(f"{directory} is not what paddle_clip.export writes: its config.json says nothing of it")
+    with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
+        description = json.load(file)
+    if description.get("version") != VERSION:
+        raise CheckpointError(
+            f"{directory} has version {description.get('version')} of the format and this package reads {VERSION}: "
+            "export the model again"
+        )
+    if description["paddle"].split(".")[0] != paddle.__version__.split(".")[0]:
+        raise CheckpointError(
+            f"{directory} was exported by Paddle {description['paddle']} and this is {paddle.__version__}, which does "
+            "not read its programs: export the model again"
+        )
+    for name, expected in description["crc32"].items():
+        path = os.path.join(directory, name)
+        if not os.path.isfile(path):
+            raise CheckpointError(f"{directory} lacks {name}: copy the whole folder again, or export the model again")
+        if _crc32(path) != expected:
+            raise CheckpointError(f"{path} is damaged: copy the whole folder again, or export the model again")
+    return description
+
+
+def _like(given, array):
+    return paddle.to_tensor(array) if isinstance(given, paddle.Tensor) else array
