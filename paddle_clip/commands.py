@@ -15,12 +15,12 @@ SAMPLES = "@samples"
 
 
 def models(arguments):
-    from .presets import PRESETS, table
+    from .presets import PRESETS, TINY, table
 
     if arguments.json:
-        _print_json([_fields(row, "config") | _fields(row.config) for row in PRESETS])
+        _print_json([_fields(row, "config") | _fields(row.config) for row in (*PRESETS, TINY)])
     else:
-        print(table())
+        print(table((*PRESETS, TINY)))
 
 
 # ------------------------------------------------------------------------------------------------------------- convert

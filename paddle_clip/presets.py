@@ -202,10 +202,10 @@ def clip_tiny():
     return build(TINY.config)
 
 
-def table():
-    """The presets as aligned text: name, parameters, resolution in pixels, embedding width, OpenAI's file."""
+def table(rows=PRESETS):
+    """Presets as aligned text: name, parameters, resolution in pixels, embedding width, OpenAI's file."""
     lines = [f"{'name':<16}{'parameters':>12}{'resolution':>12}{'embed dim':>11}  file"]
-    for row in PRESETS:
+    for row in rows:
         sizes = row.config
         lines.append(
             f"{row.name:<16}{row.parameters:>12,}{sizes.image_resolution:>12}{sizes.embed_dim:>11}  {row.file}"
