@@ -58,9 +58,7 @@ def main(argv=None):
 
 def console():
     """The program `paddle-clip`, with a process to itself."""
-    # Paddle reads these when it is imported: no chatter on standard error, and all cores instead of one.
-    os.environ.setdefault("GLOG_minloglevel", "2")
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    os.environ.setdefault("GLOG_minloglevel", "2")  # no chatter of Paddle's on standard error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is deleted then, too
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="surrogateescape")  # file names that are no text are written as they are

@@ -353,8 +353,10 @@ def test_warnings_are_one_line_and_those_of_libraries_none(capsys, monkeypatch):
 
 def start(*arguments, **options):
     command = [sys.executable, "-m", "paddle_clip", *map(str, arguments)]
+    # As a user's: importing Paddle has set this one here.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, **{**pipes, **options})
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
 
 
 def test_help_needs_neither_numpy_nor_paddle(run):
