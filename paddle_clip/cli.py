@@ -15,6 +15,14 @@ from .presets import ACTIVATIONS
 DEFAULT_MODEL = "ViT-B/32"
 INTERRUPTED = 128 + signal.SIGINT
 PIPE_CLOSED = 128 + 13  # SIGPIPE, which Windows does not have
+# What messages written for Python say, and what does the same here.
+OPTIONS = {
+    "on_error='skip'": "--skip-damaged",
+    "resume=False": "--restart",
+    "dtype='float32'": "--dtype float32",
+    "paddle.set_device('gpu')": "--device gpu",
+    "clip_norm=1": "--clip-norm 1",
+}
 # What libraries raise for input they cannot use. Anything else is a fault of ours and shows its traceback.
 ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
 
@@ -66,10 +74,13 @@ def console():
 
 
 def one_line(error):
-    """The message of an exception, in one line."""
+    """The message of an exception, in one line, with options where it names arguments."""
     if isinstance(error, OSError) and error.filename:
         return f"{os.fspath(error.filename)}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    for python, option in OPTIONS.items():
+        text = text.replace(python, option)
+    return text
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):

@@ -138,7 +138,7 @@ def classify(arguments):
     for image, best in zip(images, found):
         print(image)
         for prediction in best:
-            print(f"  {prediction.probability:6.1%}  {prediction.label}")
+            print(f"  {prediction.probability:7.2%}  {prediction.label}")
 
 
 def similarity(arguments):

@@ -120,7 +120,7 @@ def test_classify(succeeds, photos, tmp_path):
     best = max(
         succeeds("classify", image, "--labels", "cat", "dog", "--json")[0]["labels"], key=lambda b: b["probability"]
     )
-    assert out.splitlines()[1:] == [f"  {best['probability']:6.1%}  {best['label']}"]
+    assert out.splitlines()[1:] == [f"  {best['probability']:7.2%}  {best['label']}"]
 
 
 def test_classify_among_ten_thousand_labels(succeeds, photos, tmp_path, model):
@@ -179,7 +179,7 @@ def test_damaged_images_are_fatal_or_skipped(cli_run, fails, photos, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "bad.png").write_bytes(b"not an image")
     output = tmp_path / "x.npy"
-    assert fails("embed", tmp_path / "in", "-o", output, words=["bad.png", "cannot"])
+    assert fails("embed", tmp_path / "in", "-o", output, words=["bad.png", "cannot", "--skip-damaged leaves out"])
     assert not output.exists()
     code, out, err = cli_run("embed", tmp_path / "in", "-o", output, "--skip-damaged", "--json", "--restart")
     assert code == 0
@@ -276,6 +276,13 @@ def test_no_images(fails, tmp_path):
     assert fails("finetune", tmp_path / "empty", "-o", tmp_path / "x.pdparams", words=words)
     assert fails("evaluate", tmp_path / "empty", words=["has no folders"])
     assert fails("probe", tmp_path / "empty", words=words)
+
+
+def test_features_that_are_none(fails, tmp_path):
+    (tmp_path / "text.npy").write_text("no features")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    for name in ("text.npy", "empty.npy"):
+        assert fails("search", tmp_path / name, "a", words=[f"{name} is not a file of features: expected what `embed`"])
 
 
 def test_no_labels_and_no_texts(fails, photos, tmp_path):
