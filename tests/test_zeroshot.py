@@ -276,7 +276,7 @@ def test_accuracy_of_paddles_cifar100(model, preprocess, images, tmp_path):
         assert accuracy == (3 / 12, 9 / 12, 12, [])
 
 
-def test_accuracy_of_folders(model, preprocess, images, ranked, tmp_path):
+def test_accuracy_of_folders(model, preprocess, images, ranked, tmp_path, monkeypatch):
     """Folders in alphabetical order, underscores read as spaces; half the images are in the folder of another class."""
     names, ranks = ranked
     wrong = 0
@@ -293,6 +293,12 @@ def test_accuracy_of_folders(model, preprocess, images, ranked, tmp_path):
             wrong += names.index(name) != ranks[0][0]
     accuracy = evaluate(model, preprocess, tmp_path, templates=["a photo of the {}"], progress=False)
     assert accuracy.top1 == pytest.approx(1 - wrong / accuracy.count)
+    used, make = [], zeroshot.zero_shot_classifier
+    monkeypatch.setattr(
+        zeroshot, "zero_shot_classifier", lambda _, names, *a, **b: used.append(names) or make(_, names, *a, **b)
+    )
+    assert evaluate(model, preprocess, tmp_path, templates=["a photo of the {}"], progress=False) == accuracy
+    assert used == [sorted(names)]
     given = evaluate(model, preprocess, tmp_path, sorted(names), ["a photo of the {}"], progress=False)
     assert given == accuracy
     with pytest.raises(ValueError, match="has 7 folders, and there are 3 class names"):
