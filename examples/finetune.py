@@ -17,11 +17,6 @@ import os
 import sys
 import tempfile
 
-if __name__ == "__main__":
-    # Paddle reads these when it is imported, and computes on one core without them.
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, str(os.cpu_count()))
-
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(HERE, os.pardir), HERE]
 
