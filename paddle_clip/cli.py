@@ -54,7 +54,6 @@ def main(argv=None):
             sys.stdout.flush()
             return code or 0
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
             return PIPE_CLOSED
         except KeyboardInterrupt:
             print(f"error: interrupted{arguments.after_interruption}", file=sys.stderr)

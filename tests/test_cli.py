@@ -17,7 +17,7 @@ from conftest import ROOT
 from PIL import Image
 
 import paddle_clip
-from paddle_clip import cli, presets
+from paddle_clip import cli, features, presets
 
 SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1)  # of the full vocabulary
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30)}
@@ -187,6 +187,23 @@ def test_damaged_images_are_fatal_or_skipped(cli_run, fails, photos, tmp_path):
     assert json.loads(out)["damaged"][0][0].endswith("bad.png")
     assert err.startswith("warning: 1 images skipped: ")
     assert err.count("\n") == 1
+
+
+def test_what_embed_is_asked_for(cli_run, photos, monkeypatch, tmp_path):
+    asked = {}
+
+    def embed(*arguments, **options):
+        asked.update(options)
+        raise ValueError("differs; run it as it was, or with resume=False to start anew")
+
+    monkeypatch.setattr(features, "embed", embed)
+    defaults = {"batch_size": 64, "workers": None, "on_error": "raise", "normalize": True, "resume": True}
+    _, _, err = cli_run("embed", photos, "-o", tmp_path / "x.npy")
+    assert asked == defaults
+    assert err == "error: differs; run it as it was, or with --restart to start anew\n"
+    options = ["--batch-size", 3, "--workers", 2, "--skip-damaged", "--raw", "--restart"]
+    cli_run("embed", photos, "-o", tmp_path / "x.npy", *options)
+    assert asked == {"batch_size": 3, "workers": 2, "on_error": "skip", "normalize": False, "resume": False}
 
 
 def test_evaluate(succeeds, photos):
