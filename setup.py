@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 CPU = ["paddlepaddle>=2.6.2"]
 PARQUET = ["pyarrow"]
 PROBE = ["scikit-learn"]
+PLOT = ["matplotlib"]
 
 setup(
     name="paddle-clip",
@@ -18,7 +19,8 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=["paddle_clip"],
-    package_data={"paddle_clip": ["data/*"]},
+    package_data={"paddle_clip": ["data/*", "data/samples/*"]},
+    entry_points={"console_scripts": ["paddle-clip = paddle_clip.cli:console"]},
     python_requires=">=3.9",
     install_requires=["numpy", "pillow", "ftfy", "regex", "tqdm", "filelock"],
     extras_require={
@@ -26,11 +28,15 @@ setup(
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
         "parquet": PARQUET,
         "probe": PROBE,
+        "plot": PLOT,
+        "visualdl": ["visualdl"],
+        "completion": ["argcomplete"],
         # pyarrow 26 needs numpy 2, which Paddle 2 cannot have.
         # clip-anytorch, the reference, and open_clip are installed by `make` with --no-deps: theirs bring torchvision.
         "test": [
             *CPU,
             *PROBE,
+            *PLOT,
             "pyarrow<26",
             "pytest>=7",
             "ruff",

@@ -6,10 +6,14 @@ framework.
 
 import argparse
 import os
+import signal
 import sys
+import warnings
 
-from pt2paddle import describe_conversion, each, progress, require_different_outputs
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed" is no news here
 
+from paddle_clip.commands import describe_conversion, each, progress, require_different_outputs
 from paddle_clip.converter import DTYPES, convert
 from paddle_clip.presets import ACTIVATIONS
 
@@ -25,12 +29,12 @@ def main():
         help="of the result: keep (default) each tensor's, published: OpenAI's mix of float16 and float32",
     )
     parser.add_argument("--activation", choices=ACTIVATIONS, help="of the model, where the file does not tell")
+    parser.set_defaults(refuse=parser.error)
     arguments = parser.parse_args()
-    require_different_outputs(parser, arguments.files)
-    if arguments.output and len(arguments.files) > 1:
-        parser.error("-o names one output; convert several files without it")
+    require_different_outputs(arguments)
     if arguments.output and not arguments.output.endswith(".pt"):
         parser.error("-o must end in .pt; pt2paddle.py writes the other forms")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def converted(file):
         output = arguments.output or os.path.splitext(file)[0] + ".pt"

@@ -13,9 +13,10 @@ _PLACES = {
     "deploy": ["Predictor", "compile", "export"],
     "errors": ["CheckpointError"],
     "features": ["Features", "Match", "embed", "load_features", "search"],
-    "hub": ["DownloadError", "available_models", "load"],
+    "hub": ["DownloadError", "available_models", "load", "save"],
     "losses": ["ContrastiveLoss"],
     "model": ["CLIP"],
+    "pairs": ["read_pairs"],
     "presets": [
         "CLIPConfig",
         "clip_rn50",
@@ -27,9 +28,11 @@ _PLACES = {
         "clip_vit_b_16",
         "clip_vit_l_14",
         "clip_vit_l_14_336px",
+        "clip_tiny",
     ],
     "probe": ["LinearProbe", "linear_probe"],
     "tokenizer": ["decode", "tokenize"],
+    "training": ["finetune"],
     "transforms": ["image_transform"],
     "zeroshot": [
         "IMAGENET_CLASSES",

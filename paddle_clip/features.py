@@ -137,7 +137,10 @@ def load_features(path):
         features = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
         damaged = json.loads(table.schema.metadata[b"damaged"])
         return Features(features, table.column("path").to_pylist(), [tuple(pair) for pair in damaged])
-    features = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:  # of other files numpy says that they might be pickles
+        raise ValueError(f"{path} is not a file of features: expected what `embed` writes") from error
     with open(_json_of(path), encoding="utf-8") as file:
         known = json.load(file)
     if features.ndim != 2 or len(features) != len(known["paths"]):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from . import archives, weights, writers
 from .converter import convert
 from .errors import CheckpointError
-from .presets import PRESETS, build
+from .presets import PRESETS, TINY, build
 from .presets import preset as find_preset
 from .transforms import image_transform
 
@@ -36,8 +36,9 @@ def load(name_or_path, dtype="float32", cache_dir=None, activation=None):
     """Loads a CLIP model and the preprocessing of its images (OpenAI's `clip.load`).
 
     Args:
-        name_or_path: a name listed by `available_models()`, which is downloaded and converted once, or the path of a
-            `.pt`, `.pdparams` or `.safetensors` file, of this library or another: see `weights.DIALECTS`.
+        name_or_path: a name listed by `available_models()`, which is downloaded and converted once; "tiny", a small
+            model of coloured shapes that is in the package and needs no network; or the path of a `.pt`, `.pdparams` or
+            `.safetensors` file, of this library or another: see `weights.DIALECTS`.
         dtype: what the towers compute in: "float32", "float64", or on a GPU "float16" or "bfloat16"; half precision
             leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files.
         cache_dir: folder for downloaded and converted files; by default the environment variable PADDLE_CLIP_CACHE,
@@ -59,10 +60,12 @@ def load(name_or_path, dtype="float32", cache_dir=None, activation=None):
     path = os.fspath(name_or_path)
     if path in available_models():
         path = _cached(find_preset(path), cache_dir or _default_cache())
+    elif path == TINY.name:
+        path = os.path.join(os.path.dirname(__file__), "data", TINY.file)
     elif not os.path.isfile(path):
         raise ValueError(
             f"{path!r} is neither a file nor a model; available models: {', '.join(available_models())}, "
-            "or the path of a .pt, .pdparams or .safetensors file"
+            f"{TINY.name!r} without a network, or the path of a .pt, .pdparams or .safetensors file"
         )
     checkpoint = archives.read(path)
     writers.verify_checksums(checkpoint, path)
@@ -79,6 +82,31 @@ def load(name_or_path, dtype="float32", cache_dir=None, activation=None):
     model.set_state_dict(found.arrays)
     model.eval()
     return model, image_transform(found.config.image_resolution)
+
+
+def save(model, path):
+    """Writes a model's weights to a file `load` reads, with its activation.
+
+    Args:
+        model: a `CLIP`.
+        path: the file, by extension `.safetensors`, `.pt` (OpenAI's names and layouts, for PyTorch) or else
+            `.pdparams`. It gets its name once it is complete and has been read back.
+
+    Raises:
+        CheckpointError: if `path` cannot become the file; an existing one is untouched.
+        OSError: likewise, if the system refuses to write.
+    """
+    path = os.fspath(path)
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    if path.endswith(".pt"):
+        arrays = dict(weights.to_openai(name, array) for name, array in arrays.items())
+    told = {"activation": activation_of(model)}
+    writers.write(path, arrays, lambda name: "keep", lambda checksums: {**told, "crc32": checksums})
+
+
+def activation_of(model):
+    """What a model computes, "quickgelu" or "gelu"."""
+    return "gelu" if isinstance(model.transformer.resblocks[0].mlp.gelu, paddle.nn.GELU) else "quickgelu"
 
 
 def url_of(row):

@@ -14,6 +14,7 @@ __all__ = [
     "clip_rn50x16",
     "clip_rn50x64",
     "clip_rn101",
+    "clip_tiny",
     "clip_vit_b_16",
     "clip_vit_b_32",
     "clip_vit_l_14",
@@ -51,7 +52,7 @@ class Preset:
 
     name: str  # OpenAI's
     file: str  # OpenAI's
-    sha256: str  # of that file
+    sha256: Optional[str]  # of that file; None where it is in the package
     parameters: int  # trainable numbers, exactly
     config: CLIPConfig
 
@@ -122,6 +123,9 @@ PRESETS = (
     ),
 )
 
+# Not OpenAI's: trained by examples/train_tiny.py on pictures of coloured shapes, and in the package.
+TINY = Preset("tiny", "clip_tiny.pt", None, 3_542_017, CLIPConfig(64, 64, 4, 64, 8, 64, 1, 3))
+
 
 def preset(name):
     """The table's row for one of OpenAI's model names, such as "RN50" or "ViT-B/32".
@@ -136,8 +140,9 @@ def preset(name):
 
 
 def preset_of(config):
-    """The table's row whose sizes are exactly those of `config`, whatever its activation, or None."""
-    return next((row for row in PRESETS if row.config == replace(config, activation=row.config.activation)), None)
+    """The row, of the table or `TINY`, whose sizes are exactly those of `config`, whatever its activation, or None."""
+    rows = (*PRESETS, TINY)
+    return next((row for row in rows if row.config == replace(config, activation=row.config.activation)), None)
 
 
 def build(config):
@@ -192,10 +197,15 @@ def clip_vit_l_14_336px():
     return build(preset("ViT-L/14@336px").config)
 
 
-def table():
-    """The presets as aligned text: name, parameters, resolution in pixels, embedding width, OpenAI's file."""
+def clip_tiny():
+    """The sizes of `load("tiny")` with random weights: 3.5 M parameters, 64 px, embedding 64."""
+    return build(TINY.config)
+
+
+def table(rows=PRESETS):
+    """Presets as aligned text: name, parameters, resolution in pixels, embedding width, OpenAI's file."""
     lines = [f"{'name':<16}{'parameters':>12}{'resolution':>12}{'embed dim':>11}  file"]
-    for row in PRESETS:
+    for row in rows:
         sizes = row.config
         lines.append(
             f"{row.name:<16}{row.parameters:>12,}{sizes.image_resolution:>12}{sizes.embed_dim:>11}  {row.file}"

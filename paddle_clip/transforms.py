@@ -34,12 +34,13 @@ class _ImageTransform:
 
     def array(self, image):
         """The same as a numpy array, for worker threads: they need not touch Paddle."""
-        image = _resize_and_crop(_open(image), self.resolution).convert("RGB")
+        image = resize_and_crop(open_image(image), self.resolution).convert("RGB")
         pixels = np.asarray(image)  # [R, R, 3]
         return np.stack([self._values[channel][pixels[..., channel]] for channel in range(3)])  # [3, R, R]
 
 
-def _open(image):
+def open_image(image):
+    """The PIL image that an image, path or uint8 array is; raises ValueError if it is none."""
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, (str, os.PathLike)):
@@ -58,7 +59,7 @@ def _open(image):
     return Image.fromarray(array)
 
 
-def _resize_and_crop(image, resolution):
+def resize_and_crop(image, resolution):
     """torchvision's Resize of the short side, then CenterCrop, both before the conversion to RGB."""
     width, height = image.size
     if not width or not height:

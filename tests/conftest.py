@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [ROOT, os.path.join(ROOT, "convert")]
+sys.path[:0] = [ROOT, *(os.path.join(ROOT, folder) for folder in ("convert", "examples"))]
 
 import paddle_clip  # noqa: F401  isort: skip  before paddle, see paddle_clip.ZLIB_IS_BROKEN
 import paddle

@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import paddle
 import pytest
-from variants import VARIANTS
 
 import paddle_clip
 from paddle_clip import CheckpointError
 from paddle_clip.presets import build
+from variants import VARIANTS
 
 
 @pytest.fixture(scope="module", params=sorted(VARIANTS))
@@ -132,7 +132,7 @@ def test_wrong_inputs(exported):
     predictor = paddle_clip.Predictor(exported[1])
     with pytest.raises(ValueError, match=r"images are \[1, 3, 8, 8\]; this model takes"):
         predictor.encode_image(np.zeros((1, 3, 8, 8)))
-    with pytest.raises(ValueError, match="tokens are .* this model takes"):
+    with pytest.raises(ValueError, match=r"tokens are .* this model takes"):
         predictor.encode_text(np.zeros((1, exported[0].context_length + 1), np.int64))
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import paddle
@@ -235,3 +236,17 @@ def test_a_file_changed_since_it_was_converted_is_refused(files, tmp_path):
     (tmp_path / "x.pdparams").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"is damaged: .* changed since it was written; convert it again"):
         paddle_clip.load(tmp_path / "x.pdparams")
+
+
+@pytest.mark.parametrize("activation", ["quickgelu", "gelu"])
+@pytest.mark.parametrize("extension", [".pdparams", ".safetensors", ".pt"])
+def test_what_is_saved_is_what_is_loaded(tmp_path, extension, activation):
+    model = presets.build(dataclasses.replace(VIT, activation=activation))
+    paddle_clip.save(model, tmp_path / f"x{extension}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the activation is told, not assumed
+        loaded, _ = paddle_clip.load(tmp_path / f"x{extension}")
+    assert hub.activation_of(loaded) == activation
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), loaded.state_dict()[name].numpy(), err_msg=name)

@@ -25,9 +25,11 @@ def test_the_wheel_holds_paddle_clip_alone(tmp_path):
     packaged = {name for name in names if name.startswith("paddle_clip/")}
     folder = os.path.join(ROOT, "paddle_clip")
     sources = {f"paddle_clip/{name}" for name in os.listdir(folder) if name.endswith(".py")}
-    data = {f"paddle_clip/data/{name}" for name in os.listdir(os.path.join(folder, "data"))}
+    files = (os.path.join(place, name) for place, _, names in os.walk(os.path.join(folder, "data")) for name in names)
+    data = {os.path.relpath(file, ROOT) for file in files}
     assert packaged == sources | data
-    assert {"paddle_clip/data/bpe_simple_vocab_16e6.txt.gz", "paddle_clip/data/README.md"} <= packaged
+    needed = ("bpe_simple_vocab_16e6.txt.gz", "README.md", "clip_tiny.pt", "clip_tiny.json", "samples/red-circle.png")
+    assert {f"paddle_clip/data/{name}" for name in needed} <= packaged
 
 
 def test_importing_is_light(run):
@@ -63,7 +65,7 @@ def test_without_paddle_the_two_commands_are_named(run):
 
 def test_the_grammar_is_python_39s():
     """Every file parses on the oldest Python supported."""
-    for folder in ("paddle_clip", "convert", "tests"):
+    for folder in ("paddle_clip", "convert", "examples", "tests"):
         for name in os.listdir(os.path.join(ROOT, folder)):
             if name.endswith(".py"):
                 with open(os.path.join(ROOT, folder, name), encoding="utf-8") as file:

@@ -1,0 +1,125 @@
+"""Pictures of results, drawn by matplotlib: `pip install matplotlib`."""
+
+import os
+import textwrap
+
+import numpy as np
+
+from .transforms import open_image, resize_and_crop
+
+_INCH = 0.86  # side of a cell
+_ABOVE = 1.05  # cells, of the thumbnails
+_LINE = 30  # letters of a text's line
+_LINES = 3
+_POINTS = 9.5  # of the letters
+_INK = "#1f2933"
+
+
+def similarity(images, texts, cosines, output, title=None):
+    """Draws images along the top, texts along the side, and the similarity of each two in their cell.
+
+    Args:
+        images: N images: paths, PIL images or uint8 arrays.
+        texts: M strings; what does not fit three lines is cut.
+        cosines: array [N, M].
+        output: file to write, by extension .png, .pdf or .svg; it is whole, or not there.
+        title: of the picture.
+
+    Raises:
+        ValueError: if matplotlib is missing, the extension is none of its formats, an image cannot be read, or the
+            sizes do not fit.
+        OSError: if the file cannot be written.
+    """
+    require_writable(output)
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    cosines = np.asarray(cosines).T  # [M, N], as drawn
+    if cosines.shape != (len(texts), len(images)):
+        raise ValueError(f"{len(images)} images and {len(texts)} texts do not fit a matrix {list(cosines.T.shape)}")
+    rows, columns = cosines.shape
+    labels = [_wrapped(text) for text in texts]
+    letters = max(len(line) for label in labels for line in label.split("\n"))
+    left = 0.25 + 0.075 * letters  # inches, of a mean letter's width
+    top = 0.5 if title else 0.15
+    width, height = left + columns * _INCH + 0.15, top + (rows + _ABOVE) * _INCH + 0.15
+
+    figure = Figure(figsize=(width, height), facecolor="white")
+
+    def axes(x, y, across, down):
+        """Axes whose upper left corner is at (x, y) inches from that of the figure."""
+        return figure.add_axes([x / width, 1 - (y + down) / height, across / width, down / height])
+
+    colours = LinearSegmentedColormap.from_list("blues", ["#f7fafc", "#cfe3f3", "#7fb3dd", "#2f7fc1", "#0b3c6f"])
+    low, high = float(cosines.min()), float(cosines.max())
+    span = high - low or 1.0
+    grid = axes(left, top + _ABOVE * _INCH, columns * _INCH, rows * _INCH)
+    grid.imshow(cosines, cmap=colours, vmin=low, vmax=low + span, aspect="auto", interpolation="nearest")
+    grid.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    grid.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    grid.grid(which="minor", color="white", linewidth=2)
+    grid.tick_params(which="both", length=0)
+    grid.set_xticks([])
+    grid.set_yticks(range(rows), labels, fontsize=_POINTS, color=_INK, linespacing=1.15)
+    for spine in grid.spines.values():
+        spine.set_visible(False)
+    best = cosines.argmax(axis=0)  # [N], of each image
+    for row in range(rows):
+        for column in range(columns):
+            is_best = best[column] == row
+            dark = (cosines[row, column] - low) / span > 0.55
+            grid.text(
+                column,
+                row,
+                f"{cosines[row, column]:.2f}",
+                ha="center",
+                va="center",
+                fontsize=_POINTS + 1 if is_best else _POINTS,
+                fontweight="bold" if is_best else "normal",
+                color="white" if dark else _INK,
+            )
+            if is_best:
+                corner = (column - 0.47, row - 0.47)
+                grid.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, linewidth=2, edgecolor="#e8762d"))
+    for column, image in enumerate(images):
+        margin = 0.04 * _INCH
+        place = axes(left + column * _INCH + margin, top + margin, _INCH - 2 * margin, _INCH - 2 * margin)
+        place.imshow(_thumbnail(image), aspect="auto")
+        place.set_xticks([])
+        place.set_yticks([])
+        for spine in place.spines.values():
+            spine.set_color("#cbd2d9")
+    if title:
+        figure.text(left / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=_INK)
+
+    path = os.fspath(output)
+    stem, extension = os.path.splitext(path)
+    temporary = f"{stem}.partial{extension}"
+    try:
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def require_writable(output):
+    """Raises ValueError if matplotlib is missing or has no such format, OSError if there is no such folder."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise ValueError("plots need matplotlib: pip install matplotlib") from None
+    extension = os.path.splitext(output)[1].lstrip(".").lower()
+    if extension not in FigureCanvasBase.filetypes:
+        raise ValueError(f"{output} is no picture's name; end it with .png, .pdf or .svg")
+    os.listdir(os.path.dirname(os.path.abspath(output)))
+
+
+def _wrapped(text):
+    return "\n".join(textwrap.wrap(text, _LINE, max_lines=_LINES, placeholder=" …")) or " "
+
+
+def _thumbnail(image, side=256):
+    """The square a model sees: the centre of an image, [S, S, 3]."""
+    return np.asarray(resize_and_crop(open_image(image), side).convert("RGB"))

@@ -1,0 +1,166 @@
+"""The model in the package: what it knows, what it weighs, and the script that made it."""
+
+import json
+import os
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+
+import paddle_clip
+import parity
+import train_tiny
+from paddle_clip import archives, converter, presets
+
+DATA = os.path.join(ROOT, "paddle_clip", "data")
+FILE = os.path.join(DATA, presets.TINY.file)
+SAMPLES = os.path.join(DATA, "samples")
+SCRIPT = os.path.join("examples", "train_tiny.py")
+NAMES = [" ".join(pair) for pair in train_tiny.COMBINATIONS]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return paddle_clip.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def record():
+    with open(os.path.join(DATA, "clip_tiny.json"), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def classified(model, images):
+    """The combination each of the images [N, 3, R, R] shows most likely, of all."""
+    texts = paddle_clip.tokenize([f"a photo of a {name}." for name in NAMES])
+    with paddle.no_grad():
+        return [NAMES[index] for index in model(images, texts)[0].argmax(axis=-1).tolist()]
+
+
+def test_it_loads_without_a_network_or_a_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("PADDLE_CLIP_CACHE", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("it went to the network"))
+    model, preprocess = paddle_clip.load("tiny")
+    assert not os.listdir(tmp_path)
+    assert not model.training
+    assert preprocess(os.path.join(SAMPLES, "red-circle.png")).shape == [3, 64, 64]
+
+
+def test_it_is_named_but_no_model_of_openais():
+    assert "tiny" not in paddle_clip.available_models()
+    assert presets.TINY not in presets.PRESETS
+    with pytest.raises(ValueError, match="'tiny' without a network"):
+        paddle_clip.load("tinny")
+    assert converter.check(FILE)[0].preset == "tiny"
+
+
+def test_the_factory_builds_its_sizes(tiny):
+    fresh = paddle_clip.clip_tiny()
+    shapes = {name: tensor.shape for name, tensor in fresh.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in tiny[0].state_dict().items()}
+    assert sum(parameter.size for parameter in fresh.parameters()) == presets.TINY.parameters
+
+
+def test_what_it_weighs(record):
+    assert os.path.getsize(FILE) == record["bytes"] < 8e6
+    assert sum(entry.stat().st_size for entry in os.scandir(SAMPLES)) < 150e3
+
+
+def test_the_record_is_of_this_file(record):
+    assert archives.sha256(FILE) == record["sha256"]
+    assert record["accuracy in percent"]["held out"]["colour and shape"] >= 95
+    assert record["held out"] == [" ".join(pair) for pair in train_tiny.HELD_OUT]
+    assert record["choices"] == len(NAMES) == 120
+
+
+def test_it_knows_the_samples(tiny):
+    model, preprocess = tiny
+    files = sorted(os.listdir(SAMPLES))
+    assert len(files) == 8
+    images = paddle.stack([preprocess(os.path.join(SAMPLES, file)) for file in files])
+    assert classified(model, images) == [file[: -len(".png")].replace("-", " ") for file in files]
+
+
+def test_it_knows_combinations_it_was_not_trained_on(tiny):
+    """Pictures drawn now, of another seed than the record's."""
+    model, preprocess = tiny
+    scenes, pictures = train_tiny.test_pictures(train_tiny.HELD_OUT, 120, seed=1234)
+    found = classified(model, paddle.stack([preprocess(picture) for picture in pictures]))
+    assert np.mean([name == " ".join(scene[:2]) for name, scene in zip(found, scenes)]) >= 0.95
+
+
+def test_words_it_never_read_say_nothing(tiny):
+    model, _ = tiny
+    with paddle.no_grad():
+        dog, cat, red, blue = model.encode_text(paddle_clip.tokenize(["a dog", "a cat", "a red star", "a blue star"]))
+    assert paddle.equal_all(dog, cat)
+    assert not paddle.allclose(red, blue, atol=0.1)
+
+
+def test_parity_with_openais_code_on_trained_weights(tiny):
+    _, preprocess = tiny
+    files = sorted(os.listdir(SAMPLES))
+    images = np.stack([preprocess(os.path.join(SAMPLES, file)).numpy() for file in files])
+    captions = [f"a photo of a {file[:-4].replace('-', ' ')}." for file in files]
+    inputs = {"images": images.astype(np.float64), "tokens": paddle_clip.tokenize(captions).numpy()}
+    names = parity.stages(presets.TINY.config)
+    ours, truth = parity.compare(FILE, FILE, inputs, "float64", names)
+    assert truth.keys() == ours.keys() == {*names, *parity.OUTPUTS}
+    for name, array in truth.items():
+        assert parity.difference(ours[name], array)[1] <= parity.FLOAT64_BOUND, name
+    assert (truth["logits_per_image"].argmax(axis=1) == np.arange(len(files))).all()
+    ours, theirs = parity.compare(FILE, FILE, inputs, "float32", digests=True)
+    for name in parity.OUTPUTS:
+        assert parity.error_ratio(ours[name], theirs[name], truth[name]) <= parity.FLOAT32_RATIO, name
+    for name in (name for name in theirs if name.startswith("digest.")):
+        assert (ours[name] == theirs[name]).all(), name
+
+
+def test_the_script_trains_and_saves(run, tmp_path):
+    arguments = ["--steps", 20, "--batch-size", 16, "--pictures", 24, "--output", tmp_path / "out"]
+    done = run(SCRIPT, *arguments)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    assert sorted(os.listdir(out)) == ["clip_tiny.json", "clip_tiny.pt", "samples"]
+    model, _ = paddle_clip.load(out / "clip_tiny.pt")
+    assert all(np.isfinite(parameter.numpy()).all() for parameter in model.parameters())
+    fresh = paddle_clip.clip_tiny()
+    assert not paddle.allclose(model.visual.proj, fresh.visual.proj, atol=1e-3)
+    written = json.loads((out / "clip_tiny.json").read_text(encoding="utf-8"))
+    assert written["sha256"] == archives.sha256(out / "clip_tiny.pt")
+    assert written["steps"] == written["loss"][-1][0] == 20
+    for entry in os.scandir(SAMPLES):  # the pictures in the package are those the script draws
+        ours, theirs = (np.asarray(train_tiny.Image.open(path)) for path in (entry.path, out / "samples" / entry.name))
+        assert np.abs(ours.astype(int) - theirs).max() <= 1, entry.name
+
+
+def test_the_script_refuses_what_makes_no_sense(run, tmp_path):
+    for option, value, words in (("--steps", 0, "must be 1 or more"), ("--batch-size", 65, "must be 64 or less")):
+        done = run(SCRIPT, option, value, "--output", tmp_path / "out")
+        assert done.returncode == 2
+        assert words in done.stderr
+    assert not os.listdir(tmp_path)
+
+
+def test_no_caption_of_a_batch_is_true_of_another_picture():
+    for seed, variety in enumerate((0, 0, 0.5, 1, 1)):
+        pairs = train_tiny.random_pairs(np.random.default_rng(seed), train_tiny.MOST_PAIRS, variety)
+        assert len(pairs) == 64
+        fits = np.array([[pair.fits(other.scene) for other in pairs] for pair in pairs])
+        assert (fits == np.eye(64, dtype=bool)).all()
+
+
+def test_what_is_held_out_is_never_trained_on():
+    held_out = set(train_tiny.HELD_OUT)
+    assert len(held_out) == 24
+    assert {shape for _, shape in held_out} == set(train_tiny.SHAPES)
+    assert {colour for colour, _ in held_out} == set(train_tiny.COLOURS)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        pairs = train_tiny.random_pairs(random, 64, random.random())
+        assert held_out.isdisjoint(pair.scene[:2] for pair in pairs)
+        for pair in pairs:  # and the caption tells what is seen
+            words = train_tiny.caption(*pair, random).replace("grey", "gray")
+            assert pair.scene.colour in words
+            assert pair.scene.shape in words

@@ -1,0 +1,430 @@
+"""Fine-tuning: gradients of large batches, schedule, frozen towers, checkpoints, and what is refused."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import types
+
+import numpy as np
+import paddle
+import pytest
+from conftest import DEVICES
+
+import paddle_clip
+from paddle_clip import CheckpointError, ContrastiveLoss, archives, finetune, presets, training, writers
+from variants import RESNET, VARIANTS, VIT
+
+SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1, 12)  # of the full vocabulary
+GRADIENT_ERROR = 2e-5  # relative to the largest of a tensor, for sums in another order; 4e-6 is seen
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
+
+
+@pytest.fixture
+def model():
+    paddle.seed(1)
+    return presets.build(SMALL)
+
+
+@pytest.fixture
+def pairs():
+    random = np.random.default_rng(0)
+    names = [list(COLOURS)[index % 4] for index in range(14)]
+    images = [np.uint8(np.clip(random.normal(COLOURS[name], 20, [32, 32, 3]), 0, 255)) for name in names]
+    return [(image, f"a {name} thing, number {index}") for index, (image, name) in enumerate(zip(images, names))]
+
+
+def state_of(model):
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("freeze", [None, "image", "text"])
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_accumulated_gradients_are_those_of_the_whole_batch(variant, freeze):
+    config = VARIANTS[variant]
+    model = presets.build(config)
+    model.eval()
+    images = paddle.randn([6, 3, config.image_resolution, config.image_resolution])
+    tokens = paddle.randint(1, config.vocab_size, [6, config.context_length])
+
+    def gradients(size):
+        parts = [(images[start : start + size], tokens[start : start + size]) for start in range(0, 6, size)]
+        loss = training.backward(model, ContrastiveLoss(), parts, freeze)
+        found = {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
+        model.clear_gradients()
+        return loss, found
+
+    loss, whole = gradients(6)
+    assert whole.keys() == {name for name, _ in model.named_parameters() if tower_of(name) != freeze}
+    assert np.abs(whole["logit_scale"]) > 1e-3  # it does not pass by being 0
+    for size in (2, 3):
+        part_loss, parts = gradients(size)
+        assert part_loss == pytest.approx(loss, rel=1e-5)
+        assert parts.keys() == whole.keys()
+        for name, expected in whole.items():
+            scale = max(np.abs(expected).max(), 1e-4)  # that of a bias of keys is 0 but for rounding
+            assert np.abs(parts[name] - expected).max() / scale < GRADIENT_ERROR, name
+
+
+def tower_of(name):
+    return "neither" if name == "logit_scale" else "image" if name.startswith("visual.") else "text"
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(model, pairs):
+    with paddle.no_grad():
+        model.visual.proj.set_value(paddle.full_like(model.visual.proj, math.nan))
+    before = state_of(model)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan\. What helps: a lower learning rate"):
+        finetune(model, pairs, batch_size=4)
+    assert_equal(before, state_of(model))
+
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+
+
+def test_training_learns_what_the_captions_say(model, pairs, tmp_path):
+    arguments = {"epochs": 30, "batch_size": 2, "accumulate": 2, "learning_rate": 1e-3}
+    four = [(image, caption.partition(",")[0]) for image, caption in pairs[:4]]
+    history = finetune(model, four, tmp_path / "x.pdparams", **arguments)
+    assert [step.step for step in history] == list(range(1, 31))
+    assert history[0].steps == 30
+    assert history[-1].epoch == 30
+    assert history[0].loss > 1
+    assert history[-1].loss < 0.1
+    assert os.listdir(tmp_path) == ["x.pdparams"]
+    loaded, _ = paddle_clip.load(tmp_path / "x.pdparams")
+    assert_equal(state_of(model), state_of(loaded))
+
+
+def test_rising_and_falling():
+    rates = [training.schedule(step, 10, 2.0, 0.4) for step in range(10)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[4] == 2.0
+    assert rates[7] == pytest.approx(1.0)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0 < rates[9] < 0.2
+    assert training.schedule(0, 10, 2.0, 0) == 2.0
+    assert training.schedule(9, 10, 2.0, 1) == 2.0
+
+
+def test_the_rate_is_the_optimisers(model, pairs, monkeypatch):
+    rates = []
+    step = paddle.optimizer.AdamW.step
+    monkeypatch.setattr(paddle.optimizer.AdamW, "step", lambda self: (rates.append(self.get_lr()), step(self))[1])
+    history = finetune(model, pairs, epochs=2, batch_size=4, learning_rate=1e-4)
+    assert rates == [step.learning_rate for step in history]
+    assert rates == [training.schedule(step, 6, 1e-4, 0.1) for step in range(6)]
+
+
+@pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
+def test_what_weight_decay_applies_to(config):
+    named = dict(presets.build(config).named_parameters())
+    kept = {name for name, parameter in named.items() if not training.decays(parameter)}
+    gains_and_biases = {name for name in named if name.endswith(".bias") or ".ln_" in name or name.startswith("ln_")}
+    gains_and_biases |= {name for name in named if ".bn" in name or ".downsample.1." in name}
+    assert kept == gains_and_biases | {"logit_scale"} | (named.keys() & {"visual.class_embedding"})
+    assert {
+        "text_projection",
+        "token_embedding.weight",
+        "transformer.resblocks.0.mlp.c_fc.weight",
+    } <= named.keys() - kept
+
+
+def test_weight_decay_shrinks_matrices_alone(model, pairs):
+    before = state_of(model)
+    optimizer = training._optimizer(model.parameters(), 0.5, None)
+    optimizer.set_lr(0.1)
+    for parameter in model.parameters():
+        parameter.grad = paddle.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 0.95 if before[name].ndim > 1 else 1
+        np.testing.assert_allclose(parameter.numpy(), factor * before[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("freeze", "trained"), [("image", "text"), ("text", "image")])
+def test_a_frozen_tower_stays(model, pairs, freeze, trained):
+    model.encode_image(paddle.randn([1, 3, 32, 32])).sum().backward()  # gradients that were there before
+    model.encode_text(paddle_clip.tokenize("a", 12)).sum().backward()
+    before = state_of(model)
+    finetune(model, pairs, batch_size=2, accumulate=2, freeze=freeze, learning_rate=1e-3)
+    changed = {name for name, value in state_of(model).items() if not np.array_equal(value, before[name])}
+    assert changed == {name for name in before if tower_of(name) in (trained, "neither")}
+
+
+def test_batch_norms_keep_their_statistics_and_learn_their_gains(pairs):
+    paddle.seed(1)
+    model = presets.build(presets.CLIPConfig(8, 32, (1, 1, 1, 1), 8, None, 64, 1, 1, 12))
+    before = state_of(model)
+    finetune(model, pairs, batch_size=4, learning_rate=1e-3)
+    after = state_of(model)
+    for name in before:
+        is_statistic = name.endswith(("._mean", "._variance"))
+        assert np.array_equal(before[name], after[name]) == is_statistic, name
+
+
+def test_the_temperature_stays_below_100(model, pairs):
+    with paddle.no_grad():
+        model.logit_scale.set_value(paddle.to_tensor(9.0))
+    history = finetune(model, pairs, batch_size=4)
+    assert history[0].logit_scale == pytest.approx(math.log(100))
+
+
+def test_gradients_are_clipped(model, pairs):
+    norms = {}
+    for clip_norm in (None, 1e-3):
+        paddle.seed(1)
+        model = presets.build(SMALL)
+        optimizer = training._optimizer(model.parameters(), 0.0, clip_norm)
+        loss = model.encode_image(paddle.randn([2, 3, 32, 32])).sum() * 100
+        loss.backward()
+        optimizer.set_lr(0.1)
+        optimizer.step()
+        moments = (value for key, value in optimizer.state_dict().items() if "moment1" in key)
+        norms[clip_norm] = math.sqrt(sum((moment.numpy() ** 2).sum() for moment in moments)) / (1 - training.BETAS[0])
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert norms[None] > 1
+
+
+def test_the_log_has_every_step(model, pairs, monkeypatch, tmp_path):
+    logged = []
+
+    class LogWriter(contextlib.nullcontext):
+        def __init__(self, logdir):
+            super().__init__(self)
+            logged.append(logdir)
+
+        def add_scalar(self, *arguments):
+            logged.append(arguments)
+
+    monkeypatch.setitem(sys.modules, "visualdl", types.SimpleNamespace(LogWriter=LogWriter))
+    history = finetune(model, pairs, batch_size=7, logdir=tmp_path)
+    assert logged[0] == str(tmp_path)
+    assert logged[4:] == [(name, getattr(history[1], name), 2) for name in ("loss", "learning_rate", "logit_scale")]
+    monkeypatch.setitem(sys.modules, "visualdl", None)
+    with pytest.raises(ValueError, match="pip install visualdl"):
+        finetune(model, pairs, batch_size=7, logdir=tmp_path)
+
+
+def test_each_epoch_is_another_order_and_nothing_is_drawn_twice():
+    def drawn(seed):
+        return [training._row(index, 10, 8, seed) for index in range(24)]
+
+    epochs = [drawn(3)[first : first + 8] for first in (0, 8, 16)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert drawn(3) == drawn(3) != drawn(4)
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+class Killed(BaseException):
+    """As sudden as a signal."""
+
+
+def killed_at(number):
+    def on_step(step):
+        if step.step == number:
+            raise Killed
+
+    return on_step
+
+
+ARGUMENTS = {"epochs": 2, "batch_size": 2, "accumulate": 2, "learning_rate": 1e-3, "clip_norm": 1.0}
+
+
+@pytest.mark.parametrize("killed", [3, 5])
+def test_a_resumed_training_is_bit_identical(pairs, tmp_path, killed):
+    """Six steps, against some of them and, with the weights and names of another model, the rest."""
+    paddle.seed(1)
+    whole = presets.build(SMALL)
+    expected = finetune(whole, pairs, tmp_path / "whole.pdparams", **ARGUMENTS)
+    assert len(expected) == 6
+
+    paddle.seed(1)
+    with pytest.raises(Killed):
+        finetune(presets.build(SMALL), pairs, tmp_path / "x.pdparams", on_step=killed_at(killed), **ARGUMENTS)
+    assert sorted(os.listdir(tmp_path)) == ["whole.pdparams", "x.checkpoint.safetensors"]
+    paddle.seed(2)
+    other = presets.build(SMALL)
+    history = finetune(other, pairs, tmp_path / "x.pdparams", resume=True, **ARGUMENTS)
+    assert history == expected[3:]  # the checkpoint is that of the first epoch
+    assert_equal(state_of(other), state_of(whole))
+    assert (tmp_path / "x.pdparams").read_bytes() == (tmp_path / "whole.pdparams").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["whole.pdparams", "x.pdparams"]
+
+
+@pytest.fixture
+def unfinished(model, pairs, tmp_path):
+    """The arguments of a training that was killed after its second step."""
+    arguments = {**ARGUMENTS, "save_every": 2}
+    with pytest.raises(Killed):
+        finetune(model, pairs, tmp_path / "x.pdparams", on_step=killed_at(2), **arguments)
+    return arguments
+
+
+def test_a_checkpoint_is_a_model_and_holds_the_optimiser_by_our_names(model, unfinished, tmp_path):
+    loaded, _ = paddle_clip.load(tmp_path / "x.checkpoint.safetensors")
+    assert_equal(state_of(loaded), state_of(model))
+    checkpoint = archives.read(tmp_path / "x.checkpoint.safetensors")
+    assert json.loads(checkpoint.metadata["training"])["step"] == 2
+    for name, parameter in model.named_parameters():
+        for moment in ("moment1_0", "moment2_0"):
+            assert list(checkpoint[f"optimizer.{name}.{moment}"].shape) == list(parameter.shape)
+
+
+def test_the_last_good_checkpoint_survives_what_interrupts_the_next(model, pairs, unfinished, tmp_path, monkeypatch):
+    file = tmp_path / "x.checkpoint.safetensors"
+    before = file.read_bytes()
+
+    def interrupt(*arguments):
+        raise Killed
+
+    monkeypatch.setattr(writers, "_compare", interrupt)
+    with pytest.raises(Killed):
+        finetune(model, pairs, tmp_path / "x.pdparams", resume=True, **unfinished)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == [file.name]
+
+
+def test_a_checkpoint_is_not_overwritten_unasked(model, pairs, unfinished, tmp_path):
+    before = (tmp_path / "x.checkpoint.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"x\.checkpoint\.safetensors is of an unfinished training: resume it"):
+        finetune(model, pairs, tmp_path / "x.pdparams", **unfinished)
+    assert (tmp_path / "x.checkpoint.safetensors").read_bytes() == before
+
+
+def test_what_a_checkpoint_was_made_with_must_be_the_same(model, pairs, unfinished, tmp_path):
+    with pytest.raises(ValueError, match=r"another training: batch_size was 2 and is 3, learning_rate was 0.001 and"):
+        changed = {**unfinished, "batch_size": 3, "learning_rate": 0.1}
+        finetune(model, pairs, tmp_path / "x.pdparams", resume=True, **changed)
+    pairs[3] = (pairs[3][0], "something else")
+    with pytest.raises(ValueError, match="another training: pairs was 14 with SHA-256"):
+        finetune(model, pairs, tmp_path / "x.pdparams", resume=True, **unfinished)
+
+
+def test_damaged_and_foreign_checkpoints(model, pairs, unfinished, tmp_path):
+    file = tmp_path / "x.checkpoint.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        finetune(model, pairs, tmp_path / "x.pdparams", resume=True, **unfinished)
+    paddle_clip.save(model, file)
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a training"):
+        finetune(model, pairs, tmp_path / "x.pdparams", resume=True, **unfinished)
+
+
+def test_resuming_without_a_checkpoint_starts_anew(model, pairs, tmp_path):
+    assert finetune(model, pairs, tmp_path / "x.pdparams", resume=True, batch_size=7)[0].step == 1
+
+
+# ----------------------------------------------------------------------------------------------------- mixed precision
+
+
+class Scaler:
+    """Stands for Paddle's, which needs a GPU: scales by a power of two, which changes no bit of the result."""
+
+    def __init__(self, enable):
+        self.enabled, self.count = enable, 0
+
+    def scale(self, loss):
+        return loss * 1024
+
+    def step(self, optimizer):
+        for parameter in optimizer._parameter_list:
+            if parameter.grad is not None:
+                parameter.grad.set_value(parameter.grad / 1024)
+        optimizer.step()
+
+    def update(self):
+        self.count += 1
+
+    def state_dict(self):
+        return {"scale": np.float32([1024]), "incr_count": self.count}
+
+    def load_state_dict(self, state):
+        assert state["scale"][0] == 1024
+        self.count = state["incr_count"]
+
+
+def test_mixed_precision_scales_the_loss_and_keeps_the_state(pairs, tmp_path, monkeypatch):
+    def trained(name, **arguments):
+        paddle.seed(1)
+        model = presets.build(SMALL)
+        with contextlib.suppress(Killed):
+            finetune(model, pairs, tmp_path / name, batch_size=2, accumulate=2, epochs=2, **arguments)
+        return model
+
+    expected = state_of(trained("expected.pdparams"))
+    contexts, scalers = [], []
+
+    def auto_cast(**arguments):
+        contexts.append(arguments)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle.amp, "auto_cast", auto_cast)
+    monkeypatch.setattr(paddle.amp, "GradScaler", lambda enable: (scalers.append(Scaler(enable)), scalers[-1])[1])
+    trained("x.pdparams", amp="float16", on_step=killed_at(3))
+    assert_equal(state_of(trained("x.pdparams", amp="float16", resume=True)), expected)
+    assert [(scaler.enabled, scaler.count) for scaler in scalers] == [(True, 3), (True, 6)]
+    assert len(contexts) == 6 * 2 * 2 * 2  # steps, parts, towers, and once more with gradients
+    assert all(context == {"enable": True, "dtype": "float16", "level": "O1"} for context in contexts)
+    trained("y.pdparams", amp="bfloat16")
+    assert not scalers[-1].enabled  # its range is float32's
+    assert contexts[-1]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("amp", training.AMP)
+@pytest.mark.parametrize("device", DEVICES[1:], indirect=True)
+def test_mixed_precision_on_a_gpu(model, pairs, device, amp):
+    history = finetune(model, pairs, batch_size=2, accumulate=2, epochs=20, learning_rate=1e-3, amp=amp)
+    assert history[-1].loss < history[0].loss
+    assert all(parameter.dtype == paddle.float32 for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 8, "accumulate": 2}, r"14 pairs do not fill one batch of 16 \(batch_size 8 x accumulate 2\)"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"accumulate": -1}, "accumulate is -1"),
+        ({"save_every": 0}, "save_every is 0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"warmup": 100}, "warmup is 100; it is a part of all steps, between 0 and 1"),
+        ({"freeze": "visual"}, "freeze is 'visual'; choose one of image, text, or None"),
+        ({"amp": "float32"}, "amp is 'float32'; choose one of float16, bfloat16, or None"),
+        ({"amp": "bfloat16"}, "amp='bfloat16' needs a GPU: on the CPU Paddle has no kernels for it"),
+    ],
+)
+def test_arguments_out_of_range(model, pairs, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(model, pairs, **arguments)
+
+
+def test_the_model_must_be_float32(model, pairs):
+    with pytest.raises(ValueError, match="fine-tuning takes float32"):
+        finetune(model.to(dtype="float64"), pairs, batch_size=4)
+
+
+def test_a_damaged_image_is_named(model, pairs, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    pairs[5] = (tmp_path / "broken.png", "broken")
+    with pytest.raises(ValueError, match=r"cannot read .*broken\.png as an image"):
+        finetune(model, pairs, batch_size=14)
