@@ -3,7 +3,7 @@
     python examples/train_tiny.py
 
 writes paddle_clip/data/clip_tiny.pt (OpenAI's names and format, half precision), clip_tiny.json beside it (what it was
-trained on and how well it does) and the pictures in paddle_clip/data/samples. A picture shows one to four objects of a
+trained on and how well it does) and the pictures in paddle_clip/data/samples. A picture shows one to three objects of a
 colour and a shape; a fifth of the colour-shape combinations is never trained on, and tells whether the model
 understands the words or remembers the combinations.
 """
@@ -20,9 +20,10 @@ from typing import NamedTuple, Optional
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
 if __name__ == "__main__":
-    # Paddle reads these when it is imported, and computes on one core without them.
+    # Paddle reads these when it is imported: without them it computes on one core, and on AMD processors slowly.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(os.cpu_count()))
+    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -51,7 +52,7 @@ COLOURS = {
     "cyan": (60, 205, 215),
 }
 BACKGROUNDS = ("white", "black", "gray", "yellow", "green", "blue")
-COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
+COUNTS = {1: "one", 2: "two", 3: "three"}
 SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 POSITIONS = {
     "top left": (0, 0),
@@ -98,13 +99,11 @@ SHAPES = {
     ],
     "ring": [_circle(), _circle(0.58)],
     "diamond": [np.array([(0, -1.1), (0.65, 0), (0, 1.1), (-0.65, 0)])],
-    "crescent": [_circle(), _circle(0.85, 0.5)],
-    "arrow": [np.array([(0, -1.1), (0.85, -0.1), (0.3, -0.1), (0.3, 1), (-0.3, 1), (-0.3, -0.1), (-0.85, -0.1)])],
 }
 PLURALS = {shape: shape + ("es" if shape.endswith("ss") else "s") for shape in SHAPES}
 
 COMBINATIONS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-# Every colour is seen with eight of the ten shapes, every shape with nine or ten of the twelve colours.
+# Every colour is seen with six or seven of the eight shapes, every shape with nine or ten of the twelve colours.
 HELD_OUT = [
     (colour, shape) for i, colour in enumerate(COLOURS) for j, shape in enumerate(SHAPES) if (2 * i + j) % 5 == 0
 ]
@@ -203,12 +202,12 @@ def draw(scene, random, side=64, noise=6.0):
 def _places(scene, random):
     """The centre and radius of each object, the side of the picture being 1."""
     if scene.count == 1:
-        radius = random.uniform(0.15, 0.19) if scene.size == "small" else random.uniform(0.28, 0.38)
-        centre = [0.25 + 0.5 * at for at in POSITIONS[scene.position or "middle"]]
+        radius = random.uniform(0.19, 0.23) if scene.size == "small" else random.uniform(0.3, 0.4)
+        centre = [0.27 + 0.46 * at for at in POSITIONS[scene.position or "middle"]]
         return [(*(centre + random.uniform(-0.04, 0.04, 2)), radius)]
     places, tries = [], 0
     while len(places) < scene.count:
-        x, y, radius = (*random.uniform(0.19, 0.81, 2), random.uniform(0.13, 0.17))
+        x, y, radius = (*random.uniform(0.19, 0.81, 2), random.uniform(0.16, 0.19))
         if all(math.hypot(x - u, y - v) > 1.1 * (radius + r) for u, v, r in places):
             places.append((x, y, radius))
         tries += 1
@@ -319,9 +318,9 @@ def variety(progress):
     """What `random_pairs` takes at a point of the training, from 0 to 1.
 
     While no shape is recognised, the loss falls if the texts forget the shapes, and then none ever is. In plain pairs
-    there is little else, and large objects are the easiest: these come first.
+    there is little else, and large objects are the easiest: these come first, and some remain to the end.
     """
-    return min(1.0, max(0.0, (progress - 0.12) / 0.28))
+    return min(0.75, max(0.0, (progress - 0.35) / 0.4))
 
 
 def waves(grid, width):
@@ -351,7 +350,7 @@ class Batches(paddle.io.Dataset):
         return np.stack(images), tokens[:, :length]
 
 
-def train(model, steps, seed, batch_size=64, rate=1e-3, log_every=100):
+def train(model, steps, seed, batch_size=48, rate=1e-3, log_every=100):
     """Trains a model in place and returns [(step, mean loss since the last)]."""
     places = model.visual.positional_embedding  # begins as waves: what is near what need not be learned
     side = round((places.shape[0] - 1) ** 0.5)
@@ -481,8 +480,8 @@ SAMPLES = {
     "orange-star": Scene("orange", "star", "blue", size="large"),
     "green-heart": Scene("green", "heart", "yellow", size="large"),
     "blue-triangle": Scene("blue", "triangle", "gray", size="large"),
-    "black-arrow": Scene("black", "arrow", "green", size="large"),
-    "yellow-crescent": Scene("yellow", "crescent", "black", size="large"),
+    "black-cross": Scene("black", "cross", "green", size="large"),
+    "yellow-diamond": Scene("yellow", "diamond", "black", size="large"),
     "purple-square": Scene("purple", "square", "white", size="large"),
     "pink-ring": Scene("pink", "ring", "blue", size="large"),
 }
@@ -496,8 +495,8 @@ def save_samples(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=2400, help="batches to train on (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="pairs in each (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4500, help="batches to train on (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=48, help="pairs in each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pictures (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=1200, help="in each of the two tests (default: %(default)s)")
     package = os.path.normpath(os.path.join(ROOT, "paddle_clip", "data"))
