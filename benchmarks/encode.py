@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from paddle_clip.presets import PRESETS, preset
-from peers import OURS, PEERS, Worker, medians
+from peers import OURS, PEERS, make_checkpoint, medians, start
 
 
 def flops(config, tower):
@@ -83,16 +83,8 @@ def measure(model, calls, arguments, limit):
     """Prints the table of one model."""
     config = preset(model).config
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = os.path.join(folder, "checkpoint.pt")
-        reference = os.path.join(ROOT, "convert", "reference.py")
-        subprocess.run([sys.executable, reference, "make", model, checkpoint], check=True, stdout=subprocess.DEVNULL)
-        workers = {}
-        for peer in arguments.peers:
-            worker = Worker(peer, checkpoint, arguments.device, arguments.threads, arguments.dtype)
-            if worker.missing:
-                print(f"({peer} is left out: {worker.missing})")
-            else:
-                workers[peer] = worker
+        checkpoint = make_checkpoint(model, folder)
+        workers = start(arguments.peers, checkpoint, arguments.device, arguments.threads, arguments.dtype)
         times = medians(workers, calls, arguments.rounds)
         for worker in workers.values():
             worker.close()

@@ -57,17 +57,44 @@ class Worker:
         """Seconds of one call of the "image" or "text" encoder. The first call of a shape is preceded by two others."""
         return self._ask(do="time", tower=tower, batch=batch, length=length)["seconds"]
 
+    def pass_seconds(self, texts, tokens, batch):
+        """Seconds of encoding all of N texts: by ours from the texts, by the peers from tokens [N, L], in batches.
+
+        Args:
+            texts: path of a .json file.
+            tokens: path of a .npy file.
+            batch: texts in each call of a peer.
+        """
+        return self._ask(do="pass", texts=texts, tokens=tokens, batch=batch)["seconds"]
+
     def features(self, tower, path):
         """The features [B, E] of the images or tokens in a .npy file."""
         return np.load(self._ask(do="features", tower=tower, path=path)["path"])
 
     def memory(self):
-        """Peak resident memory of the process so far, in bytes."""
-        return self._ask(do="memory")["bytes"]
+        """Resident memory of the process in bytes: now, and at its peak so far."""
+        answer = self._ask(do="memory")
+        return answer["now"], answer["peak"]
 
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def make_checkpoint(model, folder):
+    """Writes a checkpoint of a preset with random weights, and returns its path."""
+    path = os.path.join(folder, "checkpoint.pt")
+    command = [sys.executable, os.path.join(ROOT, "convert", "reference.py"), "make", model, path]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+def start(peers, *arguments):
+    """{peer: its Worker}; a peer that is not installed is left out with a note."""
+    workers = {peer: Worker(peer, *arguments) for peer in peers}
+    for peer in [peer for peer, worker in workers.items() if worker.missing]:
+        print(f"({peer} is left out: {workers.pop(peer).missing})")
+    return workers
 
 
 def medians(workers, calls, rounds, pause=0.2):
@@ -115,6 +142,8 @@ def _model(checkpoint, device, dtype):
 def eager(checkpoint, device, dtype):
     import paddle
 
+    import paddle_clip
+
     model = _model(checkpoint, device, dtype)
     calls = {"image": model.encode_image, "text": model.encode_text}
 
@@ -122,6 +151,7 @@ def eager(checkpoint, device, dtype):
         with paddle.no_grad():
             return calls[tower](paddle.to_tensor(array)).numpy()
 
+    call.texts = lambda texts: paddle_clip.encode_texts(model, texts).numpy()
     return call
 
 
@@ -130,7 +160,12 @@ def compiled(checkpoint, device, dtype):
 
     predictor = paddle_clip.compile(_model(checkpoint, device, dtype))
     calls = {"image": predictor.encode_image, "text": predictor.encode_text}
-    return lambda tower, array: calls[tower](array)
+
+    def call(tower, array):
+        return calls[tower](array)
+
+    call.texts = lambda texts: predictor.encode_text(paddle_clip.tokenize(texts).numpy())
+    return call
 
 
 def _torch(checkpoint, device, dtype, wrap):
@@ -316,14 +351,25 @@ def serve(peer, checkpoint, device, dtype):
             start = time.perf_counter()
             call(key[0], warm[key])
             answer(seconds=time.perf_counter() - start)
+        elif question["do"] == "pass":
+            tokens = np.load(question["tokens"])
+            with open(question["texts"]) as file:
+                texts = json.load(file)
+            start = time.perf_counter()
+            if hasattr(call, "texts"):
+                call.texts(texts)
+            else:
+                for row in range(0, len(tokens), question["batch"]):
+                    call("text", tokens[row : row + question["batch"]])
+            answer(seconds=time.perf_counter() - start)
         elif question["do"] == "features":
             path = question["path"] + f".{peer}.npy"
             np.save(path, call(question["tower"], np.load(question["path"])))
             answer(path=path)
         elif question["do"] == "memory":
-            import resource
-
-            answer(bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            with open("/proc/self/status") as file:
+                sizes = {line.split(":")[0]: line.split()[1] for line in file if line.startswith("Vm")}
+            answer(now=int(sizes["VmRSS"]) * 1024, peak=int(sizes["VmHWM"]) * 1024)
     return None
 
 

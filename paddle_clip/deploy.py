@@ -1,5 +1,6 @@
 """CLIP as Paddle Inference programs: exported to a folder, loaded with no model code, run by the fastest engine."""
 
+import gc
 import json
 import os
 import shutil
@@ -20,7 +21,6 @@ VERSION = 1
 TOWERS = ("image", "text")
 DTYPES = ("float32", "float16", "bfloat16")
 PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
-SHAPES = 100  # input shapes whose oneDNN kernels are kept
 # Work the CPU is given at once. Larger batches are slower: their activations leave the caches, and the memory of each
 # is asked of the system and given back. Measured with benchmarks/scaling.py.
 CPU_TOKENS = 640
@@ -97,6 +97,8 @@ def _write(model, dtype, directory):
     finally:
         if training:
             model.train()
+    del layer, static
+    gc.collect()  # they are cycles, and would keep the model's memory after it is gone
     for name in os.listdir(directory):
         if name.endswith(".info"):  # of paddle.jit.load alone
             os.unlink(os.path.join(directory, name))
@@ -128,6 +130,8 @@ def _crc32(path):
 class Predictor:
     """An exported model: `encode_image`, `encode_text` and the call of a `CLIP`, by Paddle Inference.
 
+    `classify`, `embed` and all else that encodes takes it as it takes a `CLIP`.
+
     On the CPU oneDNN runs it (with Paddle 2 MKL), on an NVIDIA GPU CUDA. Inputs are numpy arrays or Tensors, and
     outputs are of the same kind, in float32. Calls from several threads wait for each other.
 
@@ -143,6 +147,7 @@ class Predictor:
     Attributes:
         preprocess: turns a picture into one row of `encode_image`'s input, see `transforms.image_transform`.
         context_length: longest text in tokens.
+        logit_scale: 0-d Tensor, as a `CLIP` has it.
     """
 
     def __init__(self, directory, threads=None, device=None):
@@ -153,16 +158,17 @@ class Predictor:
         self.context_length = description["context_length"]
         self.image_resolution = description["image_resolution"]
         self.embed_dim = description["embed_dim"]
-        self.logit_scale = np.float32(np.exp(description["logit_scale"]))
+        self.logit_scale = paddle.to_tensor(description["logit_scale"], "float32")
         self.preprocess = image_transform(self.image_resolution)
         self._images_at_once = description["images_at_once"]
         self._tokens_at_once = description["tokens_at_once"]
         if self.device.startswith("gpu"):  # which is fastest with all of them
             self._images_at_once = self._tokens_at_once = 1 << 62
         self._lock = threading.Lock()
-        self._towers = {tower: self._load(os.path.join(directory, tower)) for tower in TOWERS}
+        self._towers = {tower: self._load(directory, tower) for tower in TOWERS}
 
-    def _load(self, path):
+    def _load(self, directory, tower):
+        path = os.path.join(directory, tower)
         program = next(path + suffix for suffix in PROGRAM_SUFFIXES if os.path.exists(path + suffix))
         config = inference.Config(program, path + ".pdiparams")
         paddle_3 = program.endswith(".json")
@@ -176,9 +182,13 @@ class Predictor:
             config.set_cpu_math_library_num_threads(self.threads)
             if paddle_3:
                 config.enable_mkldnn()
-                config.set_mkldnn_cache_capacity(SHAPES)
+                # Each shape of images keeps a packed copy of the weights, which pays: there are two, see encode_image.
+                # Texts have too many shapes for that: without this fusion nothing is packed.
+                config.set_mkldnn_cache_capacity(2 if tower == "image" else 100)
+                if tower == "text":
+                    config.delete_pass("matmul_add_act_fuse_pass")
             else:
-                config.disable_mkldnn()
+                config.disable_mkldnn()  # which in Paddle 2 fails where the batch size is free
         config.enable_memory_optim()
         config.disable_glog_info()
         return inference.create_predictor(config)
@@ -209,9 +219,20 @@ class Predictor:
                 f"images are {list(array.shape)}; this model takes [N, {', '.join(map(str, expected))}]: "
                 "prepare them with this object's preprocess, and stack them into a batch"
             )
+        features = np.empty((len(array), self.embed_dim), np.float32)
         rows = self._images_at_once
-        parts = [self._run("image", array[start : start + rows]) for start in range(0, len(array), rows)]
-        return _like(image, np.concatenate(parts))
+        for start in range(0, len(array), rows):
+            part = array[start : start + rows]
+            if len(part) in (1, rows) or self.device.startswith("gpu"):
+                features[start : start + rows] = self._run("image", part)
+            elif len(part) <= rows // 2:
+                for row, one in enumerate(part, start):
+                    features[row] = self._run("image", one[None])[0]
+            else:  # shapes other than one image and a full part would each cost the memory of the weights
+                padded = np.zeros((rows, *expected), np.float32)
+                padded[: len(part)] = part
+                features[start : start + rows] = self._run("image", padded)[: len(part)]
+        return _like(image, features)
 
     def encode_text(self, text, trim=True):
         """Text features, not normalised.
@@ -245,7 +266,7 @@ class Predictor:
         text_features = np.asarray(self.encode_text(np.asarray(text)), np.float32)  # [M, E]
         image_features = image_features / np.linalg.norm(image_features, axis=-1, keepdims=True)
         text_features = text_features / np.linalg.norm(text_features, axis=-1, keepdims=True)
-        logits_per_image = self.logit_scale * image_features @ text_features.T  # [N, M]
+        logits_per_image = self.logit_scale.exp().item() * image_features @ text_features.T  # [N, M]
         return _like(image, logits_per_image), _like(image, np.ascontiguousarray(logits_per_image.T))
 
 

@@ -19,8 +19,7 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
-_PLAIN = regex.compile(r"[ !-%'-~]*")  # printable ASCII but "&": nothing for ftfy or html to mend
-_CACHED_WORDS = 1 << 16
+_CACHED = 1 << 16  # pieces of text between spaces, of which captions repeat the most
 
 
 class SimpleTokenizer:
@@ -38,20 +37,26 @@ class SimpleTokenizer:
         self._byte_characters = characters
         self._character_bytes = {character: byte for byte, character in characters.items()}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self._word_ids = lru_cache(_CACHED_WORDS)(self._encode_word)
+        self._piece_ids = lru_cache(_CACHED)(self._encode_piece)
 
     def encode(self, text):
         """The ids of a text, without start and end."""
-        if not _PLAIN.fullmatch(text):
+        if not (text.isascii() and text.isprintable()) or "&" in text:  # else nothing is for ftfy or html to mend
             text = html.unescape(html.unescape(ftfy.fix_text(text)))
-        text = regex.sub(r"\s+", " ", text).strip().lower()
-        return [id for word in _WORDS.findall(text) for id in self._word_ids(word)]
+            text = regex.sub(r"\s+", " ", text).strip()
+        ids = []
+        for piece in text.lower().split(" "):  # no word spans a space
+            ids += self._piece_ids(piece)
+        return ids
 
     def decode(self, ids):
         """The text of ids; every word ends with a space, as in OpenAI's `decode`."""
         characters = "".join(self.decoder[int(id)] for id in ids)
         content = bytes(self._character_bytes[character] for character in characters)
         return content.decode("utf-8", errors="replace").replace("</w>", " ")
+
+    def _encode_piece(self, piece):
+        return tuple(id for word in _WORDS.findall(piece) for id in self._encode_word(word))
 
     def _encode_word(self, word):
         """Merges the most frequent pair of neighbours until none is left that has a merge."""
