@@ -29,6 +29,8 @@ except ImportError:  # Windows
 
 _RELEASE_EVERY = 1 << 26  # bytes of the source
 _STRIP = 32  # columns of a transposed matrix copied at once: so many rows of the source stay in the cache
+_BLOCK = 1 << 15  # numbers widened at once: they stay in the cache
+_HALF_SCALE = np.float32(2.0**112)
 _RELEASE_OVER = 1 << 20  # bytes of a tensor read back
 
 
@@ -74,7 +76,7 @@ def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names,
                 if getattr(scratch, "memory", np.empty(0)).nbytes < tensor.nbytes:
                     scratch.memory = np.empty(tensor.nbytes, np.uint8)
                 result = scratch.memory[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
-                _copy(result, array)
+                _widen(result, array)
             else:
                 result = np.ascontiguousarray(cast(array, dtype_of(name), name))
             content = result.reshape(-1).view(np.uint8).data
@@ -125,6 +127,30 @@ def _copy(result, array):
         return
     for start in range(0, array.shape[1], _STRIP):
         np.copyto(result[:, start : start + _STRIP], array[:, start : start + _STRIP])
+
+
+def _widen(result, array):
+    """Copies float16 into the contiguous float32 `result`: numpy's own cast is the slowest step of a conversion.
+
+    The bits of a float16, moved to a float32's places, are its value over 2^112; only infinities and NaNs need more.
+    """
+    if np.array(1 << 13, np.int32).view(np.float32) * _HALF_SCALE == 0:  # this thread takes subnormal numbers for zero
+        _copy(result, array)
+        return
+    bits, halves = result.view(np.int32).reshape(-1), array.view(np.int16)
+    in_blocks = halves.flags.c_contiguous
+    if not in_blocks:
+        _copy(result.view(np.int32), halves)
+    for start in range(0, bits.size, _BLOCK):
+        block = bits[start : start + _BLOCK]
+        if in_blocks:
+            np.copyto(block, halves.reshape(-1)[start : start + _BLOCK])  # extends the sign
+        block <<= 13
+        block &= np.int32(-0x70002000)  # 0x8FFFE000: sign, exponent, mantissa
+        values = block.view(np.float32)
+        values *= _HALF_SCALE
+        if values.max() >= 65536 or values.min() <= -65536:  # float16's highest exponent
+            block[np.abs(values) >= 65536] |= 0x7F800000
 
 
 def _write_at(file, content, offset):

@@ -221,3 +221,13 @@ def test_cast_rounds_like_pytorch():
         with pytest.raises(CheckpointError, match=f"w has numbers too large for {dtype}"):
             writers.cast(np.array([3.4e38 if dtype == "bfloat16" else 7e4], np.float32), dtype, "w")
         assert not np.isfinite(writers.cast(np.array([np.inf], np.float32), "float16"))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_float16_widens_to_its_bits(tmp_path, transposed):
+    """Zeros, subnormal numbers, infinities and NaNs among them; in memory as it is, and in that of its transpose."""
+    halves = np.resize(np.arange(65536, dtype=np.uint16), 3 * 65536).view(np.float16).reshape(1536, 128)
+    halves = halves.T if transposed else halves
+    writers.write(str(tmp_path / "x.safetensors"), {"x": halves}, lambda _name: "float32", lambda _checksums: {})
+    widened = np.asarray(archives.read(str(tmp_path / "x.safetensors"))["x"])
+    np.testing.assert_array_equal(widened.view(np.uint32), halves.astype(np.float32, order="C").view(np.uint32))
