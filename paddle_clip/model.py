@@ -112,7 +112,7 @@ def swap(x):
     Paddle's `transpose` is a view, which the next operation copies number by number, or in Paddle 2 such a copy itself:
     on the CPU it took as long as the products around it. Shuffling channels moves whole rows of D.
     """
-    if paddle.in_dynamic_mode() and x.place.is_cpu_place():
+    if paddle.in_dynamic_mode() and paddle.get_device() == "cpu":  # x.place would break `paddle.jit.to_static`
         n, a, b, d = x.shape
         return F.channel_shuffle(x.reshape([n, a * b, d, 1]), a).reshape([n, b, a, d])
     return x.transpose([0, 2, 1, 3])
@@ -173,8 +173,8 @@ class AttentionPool2D(nn.Layer):
         self.num_heads = num_heads
 
     def forward(self, x):
-        mean = F.adaptive_avg_pool2d(x, 1)  # [B, D, 1, 1]
-        x = paddle.concat([mean.flatten(2), x.flatten(2)], axis=2).transpose([0, 2, 1])  # [B, S*S+1, D]
+        x = x.flatten(2)  # [B, D, S*S]
+        x = paddle.concat([x.mean(axis=2, keepdim=True), x], axis=2).transpose([0, 2, 1])  # [B, S*S+1, D]
         x = x + self.positional_embedding.astype(x.dtype)
         x = attention(self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x), self.num_heads)  # [B, 1, D]
         return self.c_proj(x.squeeze(1))  # [B, E]
