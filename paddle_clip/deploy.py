@@ -55,7 +55,7 @@ def export(model, directory):
     dtype = str(model.dtype).split(".")[-1]
     if dtype not in DTYPES:
         raise ValueError(f"the model is in {dtype}; export takes {', '.join(DTYPES)}: load it with dtype='float32'")
-    directory = os.path.abspath(directory)
+    directory = os.path.realpath(directory)  # a link to a folder stays one
     if os.path.lexists(directory) and not _is_replaceable(directory):
         raise FileExistsError(f"{directory} is not an empty folder, nor one that export wrote: choose another")
     os.makedirs(os.path.dirname(directory), exist_ok=True)
@@ -63,11 +63,24 @@ def export(model, directory):
     try:
         _write(model, dtype, partial)
         os.chmod(partial, 0o755)
-        if os.path.isdir(directory):
-            shutil.rmtree(directory)
-        os.rename(partial, directory)
+        _replace(directory, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(directory, partial):
+    """Gives `partial` the name of `directory`; what had it before is whole until then, and gone afterwards."""
+    if not os.path.isdir(directory):
+        os.rename(partial, directory)
+        return
+    old = f"{partial}.old"
+    os.rename(directory, old)
+    try:
+        os.rename(partial, directory)
+    except BaseException:
+        os.rename(old, directory)
+        raise
+    shutil.rmtree(old)
 
 
 def _is_replaceable(directory):
@@ -143,6 +156,7 @@ class Predictor:
     Raises:
         CheckpointError: if the folder is no export, damaged, or made by another version.
         FileNotFoundError: if there is no such folder.
+        ValueError: if the device is another, or the model in half precision and the device no GPU.
 
     Attributes:
         preprocess: turns a picture into one row of `encode_image`'s input, see `transforms.image_transform`.
@@ -155,6 +169,7 @@ class Predictor:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.device = device or paddle.get_device()
         self.dtype = description["dtype"]
+        _require_device(self.device, self.dtype)
         self.context_length = description["context_length"]
         self.image_resolution = description["image_resolution"]
         self.embed_dim = description["embed_dim"]
@@ -212,7 +227,7 @@ class Predictor:
         Raises:
             ValueError: if the image is not [B, 3, R, R].
         """
-        array = np.ascontiguousarray(image, np.float32)
+        array = _images(image)
         expected = (3, self.image_resolution, self.image_resolution)
         if array.ndim != 4 or array.shape[1:] != expected:
             raise ValueError(
@@ -262,8 +277,8 @@ class Predictor:
 
     def __call__(self, image, text):
         """logits_per_image [N, M] and logits_per_text [M, N] in float32, see `CLIP.forward`."""
-        image_features = np.asarray(self.encode_image(np.asarray(image)), np.float32)  # [N, E]
-        text_features = np.asarray(self.encode_text(np.asarray(text)), np.float32)  # [M, E]
+        image_features = self.encode_image(_images(image))  # [N, E]
+        text_features = self.encode_text(np.asarray(text))  # [M, E]
         image_features = image_features / np.linalg.norm(image_features, axis=-1, keepdims=True)
         text_features = text_features / np.linalg.norm(text_features, axis=-1, keepdims=True)
         logits_per_image = self.logit_scale.exp().item() * image_features @ text_features.T  # [N, M]
@@ -285,6 +300,31 @@ def compile(model, threads=None):
         return Predictor(directory, threads)
 
 
+def _is_positive(value):
+    return type(value) is int and value > 0
+
+
+def _is_list_of_files(value):
+    if not isinstance(value, dict) or any(os.path.basename(name) != name for name in value):
+        return False
+    programs = (any(f"{tower}{suffix}" in value for suffix in PROGRAM_SUFFIXES) for tower in TOWERS)
+    return all(programs) and all(f"{tower}.pdiparams" in value for tower in TOWERS)
+
+
+# What is read of config.json, and whether a value can be of use.
+_SOUND = {
+    "paddle": lambda value: isinstance(value, str),
+    "dtype": lambda value: value in DTYPES,
+    "logit_scale": lambda value: isinstance(value, float),
+    "image_resolution": _is_positive,
+    "context_length": _is_positive,
+    "embed_dim": _is_positive,
+    "images_at_once": _is_positive,
+    "tokens_at_once": _is_positive,
+    "crc32": _is_list_of_files,
+}
+
+
 def _description(directory):
     """The checked content of an export's config.json."""
     if not os.path.isdir(directory):
@@ -298,6 +338,12 @@ def _description(directory):
             f"{directory} has version {description.get('version')} of the format and this package reads {VERSION}: "
             "export the model again"
         )
+    wrong = sorted(name for name, is_sound in _SOUND.items() if not is_sound(description.get(name)))
+    if wrong:
+        raise CheckpointError(
+            f"{os.path.join(directory, 'config.json')} is damaged: it lacks, or has no sound value for, "
+            f"{', '.join(wrong)}; copy the whole folder again, or export the model again"
+        )
     if description["paddle"].split(".")[0] != paddle.__version__.split(".")[0]:
         raise CheckpointError(
             f"{directory} was exported by Paddle {description['paddle']} and this is {paddle.__version__}, which does "
@@ -310,6 +356,22 @@ def _description(directory):
         if _crc32(path) != expected:
             raise CheckpointError(f"{path} is damaged: copy the whole folder again, or export the model again")
     return description
+
+
+def _require_device(device, dtype):
+    kind, _, number = device.partition(":")
+    if not (device == "cpu" or (kind == "gpu" and (number.isdigit() or device == "gpu"))):
+        raise ValueError(f"the device is {device!r}; choose cpu, gpu or gpu:<number>")
+    if kind == "gpu" and not paddle.device.is_compiled_with_cuda():
+        raise ValueError(f"the device is {device!r}, and this build of Paddle has no CUDA: use device='cpu'")
+    if kind == "cpu" and dtype != "float32":
+        raise ValueError(f"{dtype} does not run on the CPU: export the model in float32, or use device='gpu'")
+
+
+def _images(image):
+    if isinstance(image, paddle.Tensor):
+        image = image.astype("float32")  # the array of a bfloat16 Tensor would be one of its bits
+    return np.ascontiguousarray(image, np.float32)
 
 
 def _like(given, array):

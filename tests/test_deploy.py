@@ -87,6 +87,20 @@ def test_arrays_in_arrays_out_and_tensors_in_tensors_out(exported):
         assert [list(output.shape) for output in outputs[2:]] == [[2, 2], [2, 2]]
 
 
+def test_inputs_of_every_dtype_and_none_at_all(exported):
+    model, directory = exported
+    predictor = paddle_clip.Predictor(directory)
+    images, tokens = images_and_texts(model, 2)
+    expected = predictor.encode_image(images)
+    for dtype, tolerance in (("float64", 0), ("float16", 1e-2), ("bfloat16", 1e-1)):
+        found = predictor.encode_image(paddle.to_tensor(images).astype(dtype)).numpy()
+        assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+    assert np.array_equal(predictor.encode_text(tokens.astype(np.int32)), predictor.encode_text(tokens))
+    width = model.text_projection.shape[1]
+    assert predictor.encode_image(images[:0]).shape == predictor.encode_text(tokens[:0]).shape == (0, width)
+    assert [logits.shape for logits in predictor(images[:0], tokens)] == [(0, 2), (2, 0)]
+
+
 def test_exporting_leaves_the_model_as_it_was(tmp_path):
     model = build(VARIANTS["resnet"])
     before = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -148,12 +162,25 @@ def test_damaged_exports(folder):
         paddle_clip.Predictor(folder)
 
 
+PROGRAMS = {f"{tower}{end}": 0 for tower in ("image", "text") for end in (".json", ".pdiparams")}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"version": 99}, "version 99 of the format and this package reads 1"),
         ({"paddle": "1.8.0"}, "exported by Paddle 1.8.0 and this is"),
         ({"format": "other"}, "is not what paddle_clip.export writes"),
+        ({"paddle": None}, "no sound value for, paddle;"),
+        ({"dtype": []}, "no sound value for, dtype;"),
+        ({"logit_scale": "2"}, "no sound value for, logit_scale;"),
+        ({"images_at_once": 0, "embed_dim": True}, "no sound value for, embed_dim, images_at_once;"),
+        ({"context_length": None, "image_resolution": 1.5}, "no sound value for, context_length, image_resolution;"),
+        ({"tokens_at_once": -1}, "no sound value for, tokens_at_once;"),
+        ({"crc32": {}}, "no sound value for, crc32;"),
+        ({"crc32": {**PROGRAMS, "../../secret": 0}}, "no sound value for, crc32;"),
+        ({"crc32": PROGRAMS}, "is damaged: copy|lacks image.json"),
+        ({"crc32": ["image.pdiparams"]}, "no sound value for, crc32;"),
     ],
 )
 def test_other_versions(folder, change, message):
@@ -183,6 +210,56 @@ def test_what_is_replaced(exported, folder, tmp_path):
     paddle_clip.export(model, folder)
     assert not (folder / "leftover").exists()
     paddle_clip.Predictor(folder)
+
+
+def test_a_link_to_a_folder_stays_one(exported, folder, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    (folder / "leftover").touch()
+    paddle_clip.export(exported[0], link)
+    assert link.is_symlink()
+    assert not (folder / "leftover").exists()
+    assert sorted(os.listdir(tmp_path)) == [folder.name, link.name]
+
+
+def test_an_older_export_comes_back_if_it_cannot_be_replaced(exported, folder, tmp_path, monkeypatch):
+    rename = os.rename
+
+    def fail(source, target):
+        if target == str(folder) and not source.endswith(".old"):
+            raise OSError("no more")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    before = sorted(os.listdir(folder))
+    with pytest.raises(OSError, match="no more"):
+        paddle_clip.export(exported[0], folder)
+    assert (before, [folder.name]) == (sorted(os.listdir(folder)), os.listdir(tmp_path))
+    paddle_clip.Predictor(folder)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("tpu", "the device is 'tpu'; choose cpu, gpu"),
+        ("gpu:one", "the device is 'gpu:one'; choose cpu, gpu"),
+        pytest.param(
+            "gpu:0",
+            "this build of Paddle has no CUDA",
+            marks=pytest.mark.skipif(paddle.device.is_compiled_with_cuda(), reason="this build of Paddle has CUDA"),
+        ),
+    ],
+)
+def test_devices_there_are_not(exported, device, message):
+    with pytest.raises(ValueError, match=message):
+        paddle_clip.Predictor(exported[1], device=device)
+
+
+def test_half_precision_is_refused_on_the_cpu(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
+    with pytest.raises(ValueError, match="bfloat16 does not run on the CPU"):
+        paddle_clip.Predictor(folder, device="cpu")
 
 
 def test_a_failed_export_leaves_nothing(exported, folder, tmp_path, monkeypatch):
