@@ -1,0 +1,119 @@
+"""The documentation: its code runs, its Chinese pages have the code of the English ones, its links lead somewhere."""
+
+import ast
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import ROOT
+
+from paddle_clip import cli
+
+DOCS = Path(ROOT, "docs")
+NAMES = sorted(path.stem for path in DOCS.glob("*.md") if not path.stem.endswith("_cn"))
+PAGES = [*sorted(DOCS.glob("*.md")), Path(ROOT, "README.md"), Path(ROOT, "README_cn.md")]
+MOST_NOT_RUN = 6  # blocks of all English pages: whoever needs one more shows why
+
+_BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+class Block(NamedTuple):
+    """A block of code in a page."""
+
+    place: str  # file and line
+    line: int
+    language: str
+    code: str
+    reason: str  # why it is not run, or None
+
+
+def blocks(path):
+    text = path.read_text(encoding="utf-8")
+    for match in _BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start("code"))
+        yield Block(f"{path.name}:{line + 1}", line, match["language"], match["code"], match["reason"])
+
+
+def commands(code):
+    """The commands of a block of shell code, as lists of words, without comments."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def without_comments(block):
+    """What a block says to the machine."""
+    if block.language == "python":
+        return ast.dump(ast.parse(block.code))
+    return commands(block.code) if block.language == "bash" else block.code
+
+
+@pytest.fixture(params=NAMES)
+def page(request):
+    return DOCS / f"{request.param}.md"
+
+
+def test_code(page, tmp_path, monkeypatch, capsys):
+    """A page's blocks run one after the other, in one folder and one namespace."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "docs"}
+    for block in blocks(page):
+        if block.reason:
+            continue
+        if block.language == "python":  # with the page's line numbers in tracebacks
+            exec(compile("\n" * block.line + block.code, str(page), "exec"), namespace)
+        elif block.language == "bash":
+            for program, *arguments in commands(block.code):
+                assert program == "paddle-clip", f"{block.place}: {program} cannot be run here"
+                assert cli.main(arguments) == 0, f"{block.place}: {capsys.readouterr().err}"
+
+
+def test_languages_have_the_same_code(page):
+    chinese = list(blocks(page.with_name(f"{page.stem}_cn.md")))
+    for english, translated in zip(blocks(page), chinese):
+        said, again = without_comments(english), without_comments(translated)
+        assert (english.language, said) == (translated.language, again), (english.place, translated.place)
+        assert english.reason == translated.reason, (english.place, translated.place)
+    assert len(chinese) == len(list(blocks(page)))
+
+
+def test_few_blocks_are_not_run():
+    found = [block for name in NAMES for block in blocks(DOCS / f"{name}.md")]
+    told = [block.place for block in found if block.reason]
+    assert len(told) <= MOST_NOT_RUN, told
+    # Nothing that looks like a block or a mark escapes.
+    text = "".join((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in NAMES)
+    assert text.count("<!-- not run") == len(told), "a mark has no reason, or no block after it"
+    assert text.count("```") == 2 * len(found)
+    assert {block.language for block in found} == {"python", "bash"}
+
+
+def test_every_page_has_both_languages_and_is_in_the_index():
+    for suffix in ("", "_cn"):
+        linked = set(_LINK.findall((DOCS / f"README{suffix}.md").read_text(encoding="utf-8")))
+        for name in NAMES:
+            assert (DOCS / f"{name}{suffix}.md").is_file()
+            assert name == "README" or f"{name}{suffix}.md" in linked
+    assert len(list(DOCS.glob("*.md"))) == 2 * len(NAMES)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: os.path.relpath(path, ROOT))
+def test_links(path):
+    text = _BLOCK.sub("", path.read_text(encoding="utf-8"))
+    for target in _LINK.findall(text):
+        if not re.match(r"[a-z]+:", target):
+            file, _, anchor = target.partition("#")
+            assert not anchor, f"{target}: headings change, and nothing here checks them"
+            assert (path.parent / file).exists(), f"{path.name} links to {target}, which is not there"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_languages_link_to_each_other(name):
+    for page, other in ((f"{name}.md", f"{name}_cn.md"), (f"{name}_cn.md", f"{name}.md")):
+        top = (DOCS / page).read_text(encoding="utf-8").split("\n## ")[0]
+        assert other in _LINK.findall(top), f"{page} has no link to {other} at its top"
