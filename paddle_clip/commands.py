@@ -226,8 +226,10 @@ def search(arguments):
     features, paths, _ = load_features(arguments.features)
     query = arguments.text
     if arguments.image:
-        (image,) = _images([arguments.image])
-        query = Path(image)
+        found = _images([arguments.image])
+        if len(found) > 1:
+            raise ValueError(f"{arguments.image} has {len(found)} images: --image takes one")
+        query = Path(found[0])
     model, preprocess = _load(arguments)
     found = search(model, preprocess, features, paths, query, arguments.top_k)
     if arguments.json:
@@ -240,6 +242,10 @@ def search(arguments):
 def probe(arguments):
     for folder in filter(None, (arguments.train, arguments.test)):
         _require_folder(folder)
+    if arguments.output:
+        from .writers import require_place
+
+        require_place(arguments.output)
     model, preprocess = _load(arguments)
 
     from .features import embed
@@ -349,7 +355,8 @@ def bench(arguments):
     rows = []
     for size in arguments.batch_size:
         side = model.visual.input_resolution
-        inputs = {"image": paddle.rand([size, 3, side, side]), "text": tokenize(["a photo of a dog."] * size)}
+        texts = tokenize(["a photo of a dog."] * size, model.context_length)
+        inputs = {"image": paddle.rand([size, 3, side, side]), "text": texts}
         for tower, batch in inputs.items():
             eager, fast = (
                 _median(getattr(form, f"encode_{tower}"), batch, arguments.repeat) for form in (model, compiled)

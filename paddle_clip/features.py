@@ -20,6 +20,7 @@ from PIL import Image
 
 from .images import as_images, batches, encode, inference, progress_bar, warn_of_damage
 from .tokenizer import tokenize
+from .writers import require_place
 
 try:
     import fcntl
@@ -132,20 +133,31 @@ def load_features(path):
     if _is_parquet(path):
         from pyarrow import parquet
 
-        table = parquet.read_table(path)
-        column = table.column("feature").combine_chunks()
-        features = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
-        damaged = json.loads(table.schema.metadata[b"damaged"])
-        return Features(features, table.column("path").to_pylist(), [tuple(pair) for pair in damaged])
+        with _told_as_no_features(path):
+            table = parquet.read_table(path)
+            column = table.column("feature").combine_chunks()
+            features = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+            paths, damaged = table.column("path").to_pylist(), json.loads(table.schema.metadata[b"damaged"])
+    else:
+        with _told_as_no_features(path):
+            features = np.load(path, mmap_mode="r", allow_pickle=False)
+            dimensions = features.ndim
+        described = _json_of(path)
+        with open(described, encoding="utf-8") as file, _told_as_no_features(described):
+            known = json.load(file)
+            paths, damaged = list(known["paths"]), list(known["damaged"])
+        if dimensions != 2 or len(features) != len(paths):
+            raise ValueError(f"{path} has the shape {list(features.shape)}, and {len(paths)} paths are beside it")
+    return Features(features, paths, [tuple(pair) for pair in damaged])
+
+
+@contextlib.contextmanager
+def _told_as_no_features(path):
+    """Says what numpy, pyarrow and json find wrong in our words: numpy calls other files pickles."""
     try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:  # of other files numpy says that they might be pickles
+        yield
+    except (AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a file of features: expected what `embed` writes") from error
-    with open(_json_of(path), encoding="utf-8") as file:
-        known = json.load(file)
-    if features.ndim != 2 or len(features) != len(known["paths"]):
-        raise ValueError(f"{path} has the shape {list(features.shape)}, and {len(known['paths'])} paths are beside it")
-    return Features(features, known["paths"], [tuple(pair) for pair in known["damaged"]])
 
 
 def _rows(model, pixels, normalize=True):
@@ -202,10 +214,7 @@ class _File(_Memory):
         folder, name = os.path.split(os.path.abspath(output))
         if not name.endswith((".npy", ".parquet")):
             raise ValueError(f"the output is {output!r}; choose a name that ends with .npy or .parquet")
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(f"the folder of the output {output!r} does not exist")
-        if os.path.lexists(output) and not os.path.isfile(output):
-            raise ValueError(f"{output} exists and is not a file; choose another output")
+        require_place(output)
         if _is_parquet(name):
             import pyarrow  # noqa: F401  before the work, not after it
         elif os.path.exists(_json_of(output)) and not os.path.exists(output):
@@ -373,7 +382,7 @@ def search(model, preprocess, features, paths, query, top_k=10):
     """
     with inference(model):
         if isinstance(query, str):
-            target = model.encode_text(tokenize(query))[0].astype("float32").numpy()  # [E]
+            target = model.encode_text(tokenize(query, model.context_length))[0].astype("float32").numpy()  # [E]
         else:
             target = _rows(model, np.asarray(preprocess(query))[None])[0]  # [E]
     if features.ndim != 2 or features.shape[1] != len(target) or len(features) != len(paths):

@@ -61,7 +61,7 @@ def similarity(images, texts, cosines, output, title=None):
     grid.grid(which="minor", color="white", linewidth=2)
     grid.tick_params(which="both", length=0)
     grid.set_xticks([])
-    grid.set_yticks(range(rows), labels, fontsize=_POINTS, color=_INK, linespacing=1.15)
+    grid.set_yticks(range(rows), labels, fontsize=_POINTS, color=_INK, linespacing=1.15, parse_math=False)
     for spine in grid.spines.values():
         spine.set_visible(False)
     best = cosines.argmax(axis=0)  # [N], of each image
@@ -91,7 +91,7 @@ def similarity(images, texts, cosines, output, title=None):
         for spine in place.spines.values():
             spine.set_color("#cbd2d9")
     if title:
-        figure.text(left / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=_INK)
+        figure.text(left / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=_INK, parse_math=False)
 
     path = os.fspath(output)
     stem, extension = os.path.splitext(path)

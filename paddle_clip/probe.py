@@ -62,7 +62,7 @@ class LinearProbe:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls(arrays["weight"], arrays["bias"], arrays["classes"], float(arrays["C"]))
-        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is not a linear probe: {error}") from error
 
 
@@ -115,7 +115,7 @@ def linear_probe(features, labels, C=None, validation=0.2, max_iter=1000, seed=0
     def fit(C, features, labels):
         model = LogisticRegression(C=C, max_iter=max_iter).fit(features, labels)
         weight, bias = model.coef_.T, model.intercept_  # [E, K], [K]
-        if len(classes) == 2:  # scikit-learn has one column then, for the second class
+        if weight.shape[1] == 1:  # scikit-learn has one column for two classes, for the second
             weight, bias = np.concatenate([0 * weight, weight], axis=1), np.concatenate([0 * bias, bias])
         return LinearProbe(weight, bias, model.classes_, C)
 

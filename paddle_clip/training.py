@@ -98,6 +98,7 @@ def finetune(
         ValueError: if an argument is out of range, there are fewer pairs than one batch takes, an image cannot be
             read, or there is a checkpoint that `resume` does not ask for, or one of other arguments or pairs.
         CheckpointError: if the checkpoint cannot be used.
+        FileNotFoundError: if there is no folder for the output.
         FloatingPointError: if the loss is not finite. The last checkpoint remains.
     """
     whole = batch_size * accumulate
@@ -115,6 +116,8 @@ def finetune(
         "seed": seed,
     }
     _require_sound(model, settings, pairs, per_epoch, save_every)
+    if output:
+        writers.require_place(os.fspath(output))
     settings["pairs"] = f"{len(pairs)} with SHA-256 {_digest(pairs)}"
     steps = epochs * per_epoch
     preprocess = preprocess or image_transform(model.visual.input_resolution)
@@ -375,7 +378,7 @@ def _digest(pairs):
     digest = hashlib.sha256()
     for image, caption in pairs:
         name = os.path.basename(image) if isinstance(image, (str, os.PathLike)) else ""
-        digest.update(f"{name}\0{caption}\0".encode())
+        digest.update(f"{name}\0{caption}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

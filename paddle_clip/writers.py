@@ -110,6 +110,14 @@ def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names,
             flushed.result()
 
 
+def require_place(path):
+    """Raises FileNotFoundError if there is no folder for a file, ValueError if something else has its name."""
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise FileNotFoundError(f"the folder of the output {path!r} does not exist")
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} exists and is not a file; choose another output")
+
+
 class _Tensor(NamedTuple):
     """What is known of a tensor before it is written."""
 

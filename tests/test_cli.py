@@ -135,7 +135,10 @@ def test_classify_among_ten_thousand_labels(succeeds, photos, tmp_path, model):
 
 def test_similarity_and_its_plot(succeeds, photos, tmp_path):
     paths = sorted(photos.glob("*/*.png"))
-    texts = ["red", "a text that is much longer than a line of the plot, and is wrapped for it, and then cut" * 2]
+    texts = [
+        "red for $5 \\by $9",
+        "a text that is much longer than a line of the plot, and is wrapped for it, and then cut" * 2,
+    ]
     (tmp_path / "texts.txt").write_text(texts[1] + "\n\n", encoding="utf-8")
     arguments = ["similarity", *paths, "--texts", texts[0], "--texts-file", tmp_path / "texts.txt"]
     found = succeeds(*arguments, "--json", "--plot", tmp_path / "x.png")
@@ -300,6 +303,14 @@ def test_features_that_are_none(fails, tmp_path):
     (tmp_path / "empty.npy").write_bytes(b"")
     for name in ("text.npy", "empty.npy"):
         assert fails("search", tmp_path / name, "a", words=[f"{name} is not a file of features: expected what `embed`"])
+
+
+def test_what_would_fail_late_fails_at_once(fails, succeeds, photos, tmp_path, monkeypatch):
+    succeeds("embed", photos, "-o", tmp_path / "x.npy")
+    monkeypatch.setattr("paddle_clip.commands._load", lambda arguments: pytest.fail("the model was loaded"))
+    assert fails("search", tmp_path / "x.npy", "--image", photos, words=["has 6 images: --image takes one"])
+    missing = tmp_path / "none" / "x.npz"
+    assert fails("probe", photos, "-o", missing, words=["the folder of the output", "does not exist"])
 
 
 def test_no_labels_and_no_texts(fails, photos, tmp_path):

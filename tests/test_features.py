@@ -402,6 +402,28 @@ def test_what_cannot_be_searched_is_refused(searched, tmp_path):
         search(model, preprocess, rows, names, "long " * 80)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"paths": 3, "damaged": []}', '{"paths": ["a"]}', "text"])
+def test_paths_that_are_none_are_refused(content, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros([1, 8], np.float32))
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=r"x\.json is not a file of features"):
+        load_features(tmp_path / "x.npy")
+
+
+def test_other_tables_and_archives_are_refused(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    for table in ({"x": [1, 2]}, {"path": ["a", "b"], "feature": [[1.0], [2.0]]}):
+        parquet.write_table(pyarrow.table(table), tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=r"x\.parquet is not a file of features"):
+            load_features(tmp_path / "x.parquet")
+    with open(tmp_path / "y.npy", "wb") as file:
+        np.savez(file, x=1)
+    with pytest.raises(ValueError, match=r"y\.npy is not a file of features"):
+        load_features(tmp_path / "y.npy")
+
+
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_features(tmp_path / "none.npy")

@@ -73,6 +73,19 @@ def test_probes_are_saved_and_loaded(clusters, names, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
 
 
+def test_a_class_all_of_whose_images_are_held_out(monkeypatch):
+    features, labels = np.random.default_rng(0).standard_normal((24, 4)), np.repeat([0, 1, 2], [2, 2, 20])
+    columns, predict_proba = set(), LinearProbe.predict_proba
+
+    def spy(probe, features):
+        columns.add((probe.weight.shape[1], len(probe.classes)))
+        return predict_proba(probe, features)
+
+    monkeypatch.setattr(LinearProbe, "predict_proba", spy)
+    linear_probe(features, labels, validation=0.8)
+    assert columns == {(2, 2)}
+
+
 def test_files_that_are_no_probes_are_refused(tmp_path):
     path = tmp_path / "x.npz"
     pickled = io.BytesIO()
@@ -86,6 +99,9 @@ def test_files_that_are_no_probes_are_refused(tmp_path):
             archive.writestr(f"{name}.npy", pickled.getvalue())
     with pytest.raises(ValueError, match="is not a linear probe"):
         LinearProbe.load(path)
+    np.save(path.with_suffix(".npy"), np.zeros(2))
+    with pytest.raises(ValueError, match="is not a linear probe"):
+        LinearProbe.load(path.with_suffix(".npy"))
     np.savez(path, weight=np.zeros([2, 2]))
     with pytest.raises(ValueError, match="is not a linear probe"):
         LinearProbe.load(path)

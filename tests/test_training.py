@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import DEVICES
+from PIL import Image
 
 import paddle_clip
 from paddle_clip import CheckpointError, ContrastiveLoss, archives, finetune, presets, training, writers
@@ -421,6 +422,19 @@ def test_arguments_out_of_range(model, pairs, arguments, message):
 def test_the_model_must_be_float32(model, pairs):
     with pytest.raises(ValueError, match="fine-tuning takes float32"):
         finetune(model.to(dtype="float64"), pairs, batch_size=4)
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_training(model, pairs, tmp_path):
+    for output, error in ((tmp_path / "none" / "x.pdparams", FileNotFoundError), (tmp_path, ValueError)):
+        with pytest.raises(error, match=r"the output .* does not exist|is not a file"):
+            finetune(model, pairs, output, batch_size=4, on_step=lambda step: pytest.fail("it trained"))
+
+
+def test_names_that_are_no_text(model, pairs, tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    Image.fromarray(pairs[0][0]).save(path)
+    pairs[0] = (str(path), pairs[0][1])
+    assert len(finetune(model, pairs, batch_size=len(pairs))) == 1
 
 
 def test_a_damaged_image_is_named(model, pairs, tmp_path):
