@@ -388,6 +388,18 @@ def test_equal_images_come_in_order(searched, monkeypatch):
     assert isinstance(found[0], Match)
 
 
+def test_texts_are_as_long_as_the_models():
+    from dataclasses import replace
+
+    from paddle_clip import presets
+
+    model = presets.build(replace(TINY["tiny_vit"], context_length=6, vocab_size=49408))
+    rows = np.eye(8, dtype=np.float32)
+    assert len(search(model, image_transform(32), rows, range(8), "a dog", top_k=3)) == 3
+    with pytest.raises(RuntimeError, match="context length is 6"):
+        search(model, image_transform(32), rows, range(8), "a dog on a long beach")
+
+
 def test_what_cannot_be_searched_is_refused(searched, tmp_path):
     model, preprocess, rows, names = searched
     with pytest.raises(ValueError, match=r"features are \[1000, 8\], expected \[999, 8\]"):
