@@ -1,4 +1,5 @@
-# make demo   convert a checkpoint made by OpenAI's own code and compare Paddle with PyTorch on it
+# make demo   convert the small model in the package, classify and plot its sample pictures, compare with PyTorch
+# make rn50   convert a checkpoint made by OpenAI's own code and compare Paddle with PyTorch on it
 # make test   run the tests
 # make parity compare all nine architectures at full size (about 20 minutes)
 #
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 NUMPY := $(if $(filter 2.%,$(PADDLE)),numpy<2,numpy>=2)
 export GLOG_minloglevel = 2
 
-.PHONY: demo test lint parity clean
+.PHONY: demo rn50 test lint parity clean
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest
@@ -22,6 +23,16 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check
 
 demo: $(VENV)/ready
+	mkdir -p .demo
+	cp paddle_clip/data/clip_tiny.pt .demo/tiny.pt
+	$(BIN)/python convert/pt2paddle.py .demo/tiny.pt
+	$(BIN)/paddle-clip classify @samples --model .demo/tiny.pdparams --top-k 1 \
+	    --labels 'red circle' 'orange star' 'green heart' 'blue triangle' 'black cross' \
+	    'yellow diamond' 'purple square' 'pink ring'
+	$(BIN)/paddle-clip similarity @samples --model .demo/tiny.pdparams --plot .demo/similarity.png
+	$(BIN)/python convert/parity.py .demo/tiny.pt
+
+rn50: $(VENV)/ready
 	mkdir -p .demo
 	$(BIN)/python convert/reference.py make RN50 .demo/RN50.pt
 	$(BIN)/python convert/pt2paddle.py .demo/RN50.pt

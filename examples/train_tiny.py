@@ -459,6 +459,8 @@ def evaluate(model, preprocess, scenes, pictures):
     alternatives = {"count": COUNTS, "size": SIZES, "position": POSITIONS, "background": BACKGROUNDS}
     for attribute, values in alternatives.items():
         asked = [(image, scene) for image, scene in zip(images, scenes) if getattr(scene, attribute)]
+        if not asked:
+            continue
         texts = [[_about(scene, attribute, value) for value in values] for _, scene in asked]
         distinct = sorted({text for row in texts for text in row})
         features = dict(zip(distinct, encode_texts(model, distinct)))
