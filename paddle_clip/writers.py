@@ -142,17 +142,14 @@ def _widen(result, array):
 
     The bits of a float16, moved to a float32's places, are its value over 2^112; only infinities and NaNs need more.
     """
-    if np.array(1 << 13, np.int32).view(np.float32) * _HALF_SCALE == 0:  # this thread takes subnormal numbers for zero
+    subnormals_are_zero = np.array(1 << 13, np.int32).view(np.float32) * _HALF_SCALE == 0  # in this thread
+    if subnormals_are_zero or not array.flags.c_contiguous:  # strips of a transposed matrix are fastest cast at once
         _copy(result, array)
         return
-    bits, halves = result.view(np.int32).reshape(-1), array.view(np.int16)
-    in_blocks = halves.flags.c_contiguous
-    if not in_blocks:
-        _copy(result.view(np.int32), halves)
+    bits, halves = result.view(np.int32).reshape(-1), array.view(np.int16).reshape(-1)
     for start in range(0, bits.size, _BLOCK):
         block = bits[start : start + _BLOCK]
-        if in_blocks:
-            np.copyto(block, halves.reshape(-1)[start : start + _BLOCK])  # extends the sign
+        np.copyto(block, halves[start : start + _BLOCK])  # extends the sign
         block <<= 13
         block &= np.int32(-0x70002000)  # 0x8FFFE000: sign, exponent, mantissa
         values = block.view(np.float32)
