@@ -59,13 +59,16 @@ def ones_inputs(config):
 
 
 def stages(config):
-    """Names of the modules to compare, which are the same on both sides: from the stem to the last block."""
+    """Names of the modules to compare, from the stem on: those that compute the same on both sides.
+
+    Of the last block of a transformer ours computes only the token that is read: the features after it tell.
+    """
     if config.vision_patch_size is None:
         vision = ["visual.avgpool", *(f"visual.layer{stage}" for stage in (1, 2, 3, 4)), "visual.attnpool"]
     else:
-        blocks = (f"visual.transformer.resblocks.{index}" for index in range(config.vision_layers))
+        blocks = (f"visual.transformer.resblocks.{index}" for index in range(config.vision_layers - 1))
         vision = ["visual.conv1", "visual.ln_pre", *blocks, "visual.ln_post"]
-    return [*vision, *(f"transformer.resblocks.{index}" for index in range(config.transformer_layers))]
+    return [*vision, *(f"transformer.resblocks.{index}" for index in range(config.transformer_layers - 1))]
 
 
 def digest(array):

@@ -1,6 +1,7 @@
 """CLIP as Paddle Inference programs: exported to a folder, loaded with no model code, run by the fastest engine."""
 
 import gc
+import importlib.util
 import json
 import os
 import shutil
@@ -10,9 +11,10 @@ import zlib
 
 import numpy as np
 import paddle
-from paddle import inference, nn
+from paddle import nn
 from paddle.static import InputSpec
 
+from .engines import ENGINES, PROGRAM_SUFFIXES, OpenVINO, PaddleInference, has_openvino, write_onnx
 from .errors import CheckpointError
 from .transforms import image_transform
 
@@ -20,7 +22,7 @@ FORMAT = "paddle_clip export"
 VERSION = 1
 TOWERS = ("image", "text")
 DTYPES = ("float32", "float16", "bfloat16")
-PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
+PADDLE_3 = not paddle.__version__.startswith("2.")
 # Work the CPU is given at once. Larger batches are slower: their activations leave the caches, and the memory of each
 # is asked of the system and given back. Measured with benchmarks/scaling.py.
 CPU_TOKENS = 640
@@ -39,7 +41,7 @@ class _Tower(nn.Layer):
         return self.encode(x).astype("float32")
 
 
-def export(model, directory):
+def export(model, directory, onnx=False):
     """Writes both encoders as Paddle Inference programs, which run without this package's networks.
 
     Batch size and text length stay free. Convolutions and their batch norms are folded when the folder is loaded.
@@ -47,21 +49,27 @@ def export(model, directory):
     Args:
         model: a `CLIP` in float32, or, for a GPU, float16 or bfloat16.
         directory: folder to make. One that `export` wrote before is replaced; any other must be empty.
+        onnx: whether to write both encoders as image.onnx and text.onnx too, for ONNX Runtime, TensorRT, OpenVINO.
+            Takes Paddle 3, a model in float32 and the extra `openvino` (its package paddle2onnx).
 
     Raises:
-        ValueError: if the model is in another dtype.
+        ValueError: if the model is in another dtype, or the Paddle another than `onnx` takes.
         FileExistsError: if the folder holds anything else.
+        ImportError: if paddle2onnx is not installed.
+        RuntimeError: if it fails.
     """
     dtype = str(model.dtype).split(".")[-1]
     if dtype not in DTYPES:
         raise ValueError(f"the model is in {dtype}; export takes {', '.join(DTYPES)}: load it with dtype='float32'")
+    if onnx and (dtype != "float32" or not PADDLE_3):
+        raise ValueError(f"ONNX files take a float32 model and Paddle 3; this is {dtype}, Paddle {paddle.__version__}")
     directory = os.path.realpath(directory)  # a link to a folder stays one
     if os.path.lexists(directory) and not _is_replaceable(directory):
         raise FileExistsError(f"{directory} is not an empty folder, nor one that export wrote: choose another")
     os.makedirs(os.path.dirname(directory), exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(directory)}.", dir=os.path.dirname(directory))
     try:
-        _write(model, dtype, partial)
+        _write(model, dtype, partial, onnx)
         os.chmod(partial, 0o755)
         _replace(directory, partial)
     finally:
@@ -95,7 +103,7 @@ def _is_export(directory):
         return False
 
 
-def _write(model, dtype, directory):
+def _write(model, dtype, directory, onnx):
     size = model.visual.input_resolution
     specs = {"image": InputSpec([None, 3, size, size], "float32"), "text": InputSpec([None, None], "int64")}
     encoders = {"image": model.encode_image, "text": model.encode_text}
@@ -115,6 +123,9 @@ def _write(model, dtype, directory):
     for name in os.listdir(directory):
         if name.endswith(".info"):  # of paddle.jit.load alone
             os.unlink(os.path.join(directory, name))
+    if onnx:
+        for tower in TOWERS:
+            write_onnx(directory, tower)
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -141,35 +152,38 @@ def _crc32(path):
 
 
 class Predictor:
-    """An exported model: `encode_image`, `encode_text` and the call of a `CLIP`, by Paddle Inference.
+    """An exported model: `encode_image`, `encode_text` and the call of a `CLIP`, without its networks.
 
-    `classify`, `embed` and all else that encodes takes it as it takes a `CLIP`.
-
-    On the CPU oneDNN runs it (with Paddle 2 MKL), on an NVIDIA GPU CUDA. Inputs are numpy arrays or Tensors, and
+    `classify`, `embed` and all else that encodes takes it as it takes a `CLIP`. Inputs are numpy arrays or Tensors, and
     outputs are of the same kind, in float32. Calls from several threads wait for each other.
 
     Args:
         directory: what `export` wrote.
         threads: for the CPU; by default one for each core this process may use.
         device: "cpu", "gpu" or "gpu:<number>"; by default Paddle's current one.
+        engine: "paddle", which is Paddle Inference with oneDNN on the CPU (with Paddle 2 MKL) and CUDA on a GPU; or
+            "openvino", on the CPU. By default OpenVINO, if it is installed and the export holds ONNX files.
 
     Raises:
         CheckpointError: if the folder is no export, damaged, or made by another version.
-        FileNotFoundError: if there is no such folder.
-        ValueError: if the device is another, or the model in half precision and the device no GPU.
+        FileNotFoundError: if there is no such folder, or the engine is OpenVINO and the folder holds no ONNX files.
+        ImportError: if the engine is not installed.
+        ValueError: if the device or the engine is another, or the model in half precision and the device no GPU.
 
     Attributes:
         preprocess: turns a picture into one row of `encode_image`'s input, see `transforms.image_transform`.
         context_length: longest text in tokens.
         logit_scale: 0-d Tensor, as a `CLIP` has it.
+        engine: "paddle" or "openvino".
     """
 
-    def __init__(self, directory, threads=None, device=None):
+    def __init__(self, directory, threads=None, device=None, engine=None):
         description = _description(directory)
         self.threads = threads or len(os.sched_getaffinity(0))
         self.device = device or paddle.get_device()
         self.dtype = description["dtype"]
         _require_device(self.device, self.dtype)
+        self.engine = _engine(engine, self.device, directory, description["crc32"])
         self.context_length = description["context_length"]
         self.image_resolution = description["image_resolution"]
         self.embed_dim = description["embed_dim"]
@@ -180,40 +194,17 @@ class Predictor:
         if self.device.startswith("gpu"):  # which is fastest with all of them
             self._images_at_once = self._tokens_at_once = 1 << 62
         self._lock = threading.Lock()
-        self._towers = {tower: self._load(directory, tower) for tower in TOWERS}
-
-    def _load(self, directory, tower):
-        path = os.path.join(directory, tower)
-        program = next(path + suffix for suffix in PROGRAM_SUFFIXES if os.path.exists(path + suffix))
-        config = inference.Config(program, path + ".pdiparams")
-        paddle_3 = program.endswith(".json")
-        if paddle_3:
-            config.enable_new_ir()
-            config.enable_new_executor()
-        if self.device.startswith("gpu"):
-            config.enable_use_gpu(100, int(self.device.partition(":")[2] or 0))
+        if self.engine == "openvino":
+            self._towers = {tower: OpenVINO(directory, tower, self.threads) for tower in TOWERS}
         else:
-            config.disable_gpu()
-            config.set_cpu_math_library_num_threads(self.threads)
-            if paddle_3:
-                config.enable_mkldnn()
-                # Each shape of images keeps a packed copy of the weights, which pays: there are two, see encode_image.
-                # Texts have too many shapes for that: without this fusion nothing is packed.
-                config.set_mkldnn_cache_capacity(2 if tower == "image" else 100)
-                if tower == "text":
-                    config.delete_pass("matmul_add_act_fuse_pass")
-            else:
-                config.disable_mkldnn()  # which in Paddle 2 fails where the batch size is free
-        config.enable_memory_optim()
-        config.disable_glog_info()
-        return inference.create_predictor(config)
+            self._towers = {
+                tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once)
+                for tower in TOWERS
+            }
 
     def _run(self, tower, array):
-        predictor = self._towers[tower]
         with self._lock:
-            predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(array)
-            predictor.run()
-            return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+            return self._towers[tower](array)
 
     def encode_image(self, image):
         """Image features, not normalised.
@@ -237,16 +228,7 @@ class Predictor:
         features = np.empty((len(array), self.embed_dim), np.float32)
         rows = self._images_at_once
         for start in range(0, len(array), rows):
-            part = array[start : start + rows]
-            if len(part) in (1, rows) or self.device.startswith("gpu"):
-                features[start : start + rows] = self._run("image", part)
-            elif len(part) <= rows // 2:
-                for row, one in enumerate(part, start):
-                    features[row] = self._run("image", one[None])[0]
-            else:  # shapes other than one image and a full part would each cost the memory of the weights
-                padded = np.zeros((rows, *expected), np.float32)
-                padded[: len(part)] = part
-                features[start : start + rows] = self._run("image", padded)[: len(part)]
+            features[start : start + rows] = self._run("image", array[start : start + rows])
         return _like(image, features)
 
     def encode_text(self, text, trim=True):
@@ -285,7 +267,7 @@ class Predictor:
         return _like(image, logits_per_image), _like(image, np.ascontiguousarray(logits_per_image.T))
 
 
-def compile(model, threads=None):
+def compile(model, threads=None, engine=None):
     """The same model made for speed: a `Predictor` for Paddle's current device.
 
     It holds weights of its own; delete the model to have its memory back.
@@ -293,11 +275,19 @@ def compile(model, threads=None):
     Args:
         model: a `CLIP` in float32, or, for a GPU, float16 or bfloat16.
         threads: for the CPU; by default one for each core this process may use.
+        engine: "paddle" or "openvino", see `Predictor`. By default OpenVINO on the CPU, if the extra `openvino` is
+            installed.
+
+    Raises:
+        ImportError: if the engine is not installed.
+        ValueError: if the model is in another dtype, or there is no such engine.
     """
+    if engine is None:
+        engine = "openvino" if paddle.get_device() == "cpu" and PADDLE_3 and has_openvino() else "paddle"
     with tempfile.TemporaryDirectory() as folder:
         directory = os.path.join(folder, "export")
-        export(model, directory)
-        return Predictor(directory, threads)
+        export(model, directory, onnx=engine == "openvino")
+        return Predictor(directory, threads, engine=engine)
 
 
 def _is_positive(value):
@@ -366,6 +356,22 @@ def _require_device(device, dtype):
         raise ValueError(f"the device is {device!r}, and this build of Paddle has no CUDA: use device='cpu'")
     if kind == "cpu" and dtype != "float32":
         raise ValueError(f"{dtype} does not run on the CPU: export the model in float32, or use device='gpu'")
+
+
+def _engine(engine, device, directory, files):
+    """The engine asked for, or by default the one for this machine and these files of an export."""
+    onnx = all(f"{tower}.onnx" in files for tower in TOWERS)
+    if engine is None:
+        return "openvino" if device == "cpu" and onnx and importlib.util.find_spec("openvino") else "paddle"
+    if engine not in ENGINES:
+        raise ValueError(f"the engine is {engine!r}; choose {' or '.join(ENGINES)}")
+    if engine == "openvino" and device != "cpu":
+        raise ValueError(f"the engine OpenVINO runs on the CPU, and the device is {device!r}: use engine='paddle'")
+    if engine == "openvino" and not onnx:
+        raise FileNotFoundError(
+            f"{directory} holds no ONNX files, which OpenVINO runs: export the model again with onnx=True"
+        )
+    return engine
 
 
 def _images(image):

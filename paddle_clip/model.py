@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from paddle.jit.sot import psdb
 
 from .errors import require_same_tensors
 
@@ -112,13 +113,21 @@ def swap(x):
     Paddle's `transpose` is a view, which the next operation copies number by number, or in Paddle 2 such a copy itself:
     on the CPU it took as long as the products around it. Shuffling channels moves whole rows of D.
     """
-    if paddle.in_dynamic_mode() and paddle.get_device() == "cpu":  # x.place would break `paddle.jit.to_static`
+    # x.place would break `paddle.jit.to_static`, and so would groups that a simulated program does not know.
+    if paddle.in_dynamic_mode() and not psdb.in_sot() and paddle.get_device() == "cpu":
         n, a, b, d = x.shape
         return F.channel_shuffle(x.reshape([n, a * b, d, 1]), a).reshape([n, b, a, d])
     return x.transpose([0, 2, 1, 3])
 
 
-def attention(q, k, v, heads, causal=False):
+def token(x, at):
+    """[B, L, D] -> [B, 1, D]: the token at one place for all rows, an int, or at one for each, [B] int64."""
+    if isinstance(at, int):
+        return x[:, at : at + 1]
+    return paddle.take_along_axis(x, at.reshape([-1, 1, 1]), axis=1)
+
+
+def attention(q, k, v, heads, causal=False, at=None):
     """Multi-head scaled dot-product attention between already projected tokens.
 
     Args:
@@ -126,24 +135,57 @@ def attention(q, k, v, heads, causal=False):
         k: keys [B, L, D].
         v: values [B, L, D].
         heads: number of heads H; D is a multiple of it.
-        causal: whether query i sees only keys up to i; Lq is L then.
+        causal: whether a query sees only keys up to its own place.
+        at: place of the only query of each row, as `token` takes it; by default there is a query at each of L places.
 
     Returns:
         [B, Lq, D] in the dtype of `q`.
     """
     width = q.shape[-1]
     q, k, v = (tokens.reshape([0, 0, heads, width // heads]) for tokens in (q, k, v))  # [B, L, H, D/H]
-    if q.dtype in HALF_PRECISION:  # which runs on GPUs alone, and there as flash attention
+    if at is None and q.dtype in HALF_PRECISION:  # which runs on GPUs alone, and there as flash attention
         x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # [B, Lq, H, D/H]
         return x.reshape([0, 0, width])
 
     scores = paddle.matmul(swap(q) * (width // heads) ** -0.5, swap(k), transpose_y=True)  # [B, H, Lq, L]
     if causal:
-        length = k.shape[1]
-        seen = paddle.tril(paddle.ones([length, length], "bool"))  # [L, L]
+        places = paddle.arange(k.shape[1])  # [L]
+        queries = places if at is None else at.reshape([-1, 1, 1])  # [L] or [B, 1, 1]
+        seen = places <= queries.unsqueeze(-1)  # [L, L] or [B, 1, 1, L]
         scores = paddle.where(seen, scores, paddle.full([], -math.inf, scores.dtype))
     x = paddle.matmul(F.softmax(scores, axis=-1), swap(v))  # [B, H, Lq, D/H]
     return swap(x).reshape([0, 0, width])  # [B, Lq, D]
+
+
+def attention_of_one(q, x, k_weight, v_weight, v_bias, heads, seen=None):
+    """`attention` of one query in each row to tokens not yet projected, for static graphs.
+
+    q·(Wx) = (Wᵀq)·x and ∑a(Wx) = W∑ax: the weights meet each query and not each token. The bias of the keys adds the
+    same to all scores of a query, and softmax drops it. Where the program is loaded the weights are rearranged, once;
+    in dynamic mode that would take longer than what is saved.
+
+    Args:
+        q: queries [B, 1, D].
+        x: tokens [B, L, D].
+        k_weight, v_weight: of the projections to keys and values, [D, D].
+        v_bias: [D].
+        heads: number of heads H; D is a multiple of it.
+        seen: which tokens each query sees, bool [B, 1, L]; by default all.
+
+    Returns:
+        [B, 1, D].
+    """
+    width = q.shape[-1]
+    size = width // heads
+    k_weight, v_weight = (weight.reshape([width, heads, size]) for weight in (k_weight, v_weight))  # [D, H, D/H]
+    q = (q * size**-0.5).reshape([-1, heads, size]).transpose([1, 0, 2])  # [H, B, D/H]
+    q = paddle.matmul(q, k_weight.transpose([1, 2, 0])).transpose([1, 0, 2])  # [B, H, D]
+    scores = paddle.matmul(q, x, transpose_y=True)  # [B, H, L]
+    if seen is not None:
+        scores = paddle.where(seen, scores, paddle.full([], -math.inf, scores.dtype))
+    x = paddle.matmul(F.softmax(scores, axis=-1), x).transpose([1, 0, 2])  # [H, B, D]
+    x = paddle.matmul(x, v_weight.transpose([1, 0, 2])).transpose([1, 0, 2])  # [B, H, D/H]
+    return x.reshape([-1, 1, width]) + v_bias
 
 
 def project(x, weight):
@@ -176,7 +218,11 @@ class AttentionPool2D(nn.Layer):
         x = x.flatten(2)  # [B, D, S*S]
         x = paddle.concat([x.mean(axis=2, keepdim=True), x], axis=2).transpose([0, 2, 1])  # [B, S*S+1, D]
         x = x + self.positional_embedding.astype(x.dtype)
-        x = attention(self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x), self.num_heads)  # [B, 1, D]
+        q, k, v = self.q_proj(x[:, :1]), self.k_proj, self.v_proj
+        if paddle.in_dynamic_mode():
+            x = attention(q, k(x), v(x), self.num_heads)  # [B, 1, D]
+        else:
+            x = attention_of_one(q, x, k.weight, v.weight, v.bias, self.num_heads)  # [B, 1, D]
         return self.c_proj(x.squeeze(1))  # [B, E]
 
 
@@ -242,7 +288,7 @@ class QuickGELU(nn.Layer):
 class MultiHeadAttention(nn.Layer):
     """Self-attention with one fused input projection (the part of PyTorch's `MultiheadAttention` CLIP uses).
 
-    [B, L, D] -> [B, L, D].
+    [B, L, D] -> [B, L, D], or [B, 1, D] for the token `at` a place, see `token`.
     """
 
     def __init__(self, embed_dim, num_heads):
@@ -262,13 +308,24 @@ class MultiHeadAttention(nn.Layer):
             bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)),
         )
 
-    def forward(self, x, causal=False):
+    def forward(self, x, causal=False, at=None):
+        if at is not None and not paddle.in_dynamic_mode():
+            q = self.in_proj(token(x, at)).chunk(3, axis=-1)[0]  # [B, 1, D]
+            weights = self.in_proj.weight.chunk(3, axis=-1)  # each [D, D]
+            seen = paddle.arange(x.shape[1]) <= at.reshape([-1, 1, 1]) if causal else None  # [B, 1, L]
+            v_bias = self.in_proj.bias.chunk(3)[2]  # [D]
+            return self.out_proj(attention_of_one(q, x, *weights[1:], v_bias, self.num_heads, seen))
         q, k, v = self.in_proj(x).chunk(3, axis=-1)  # each [B, L, D]
-        return self.out_proj(attention(q, k, v, self.num_heads, causal))
+        if at is not None:
+            q = token(q, at)  # [B, 1, D]
+        return self.out_proj(attention(q, k, v, self.num_heads, causal, at))
 
 
 class ResidualAttentionBlock(nn.Layer):
-    """Pre-norm transformer block, [B, L, D] -> [B, L, D] (OpenAI's `ResidualAttentionBlock`)."""
+    """Pre-norm transformer block (OpenAI's `ResidualAttentionBlock`).
+
+    [B, L, D] -> [B, L, D], or [B, 1, D] for the token `at` a place, see `token`.
+    """
 
     def __init__(self, d_model, n_head, activation="quickgelu"):
         super().__init__()
@@ -281,13 +338,17 @@ class ResidualAttentionBlock(nn.Layer):
         )
         self.ln_2 = LayerNorm(d_model)
 
-    def forward(self, x, causal=False):
-        x = x + self.attn(self.ln_1(x), causal)
+    def forward(self, x, causal=False, at=None):
+        attended = self.attn(self.ln_1(x), causal, at)
+        x = (x if at is None else token(x, at)) + attended
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Layer):
-    """A stack of residual attention blocks, [B, L, D] -> [B, L, D] (OpenAI's `Transformer`, batch first)."""
+    """A stack of residual attention blocks (OpenAI's `Transformer`, batch first).
+
+    [B, L, D] -> [B, L, D], or [B, 1, D] for the token `at` a place, see `token`: the last block computes no other.
+    """
 
     def __init__(self, width, layers, heads, activation="quickgelu"):
         super().__init__()
@@ -295,10 +356,11 @@ class Transformer(nn.Layer):
         self.layers = layers
         self.resblocks = nn.LayerList([ResidualAttentionBlock(width, heads, activation) for _ in range(layers)])
 
-    def forward(self, x, causal=False):
-        for block in self.resblocks:
+    def forward(self, x, causal=False, at=None):
+        *blocks, last = self.resblocks
+        for block in blocks:
             x = block(x, causal)
-        return x
+        return last(x, causal, at)
 
 
 class VisualTransformer(nn.Layer):
@@ -327,8 +389,8 @@ class VisualTransformer(nn.Layer):
         class_token = self.class_embedding.astype(x.dtype).expand([x.shape[0], 1, -1])  # [B, 1, D]
         x = paddle.concat([class_token, x], axis=1)  # [B, L, D]
         x = self.ln_pre(x + self.positional_embedding.astype(x.dtype))
-        x = self.transformer(x)
-        x = self.ln_post(x[:, 0])  # [B, D]
+        x = self.transformer(x, at=0).squeeze(1)  # [B, D]
+        x = self.ln_post(x)
         return project(x, self.proj)  # [B, E]
 
 
@@ -479,8 +541,7 @@ class CLIP(nn.Layer):
             text = text[:, : int(end_of_text.max().item()) + 1]  # [B, L]
         x = self.token_embedding(text).astype(self.dtype)  # [B, L, D]
         x = x + self.positional_embedding[: text.shape[1]].astype(x.dtype)
-        x = self.transformer(x, causal=True)
-        x = x[paddle.arange(text.shape[0]), end_of_text]  # [B, D]
+        x = self.transformer(x, causal=True, at=end_of_text).squeeze(1)  # [B, D]
         x = self.ln_final(x)
         return project(x, self.text_projection)  # [B, E]
 

@@ -1,0 +1,136 @@
+"""What runs an exported encoder: Paddle Inference, or OpenVINO, which is an extra and reads ONNX files."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+from paddle import inference
+
+PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
+ENGINES = ("paddle", "openvino")
+INSTALL = "pip install 'paddle-clip[openvino]'"
+
+
+class PaddleInference:
+    """An encoder, array to array, by Paddle Inference: CUDA on a GPU, on the CPU oneDNN, or with Paddle 2 MKL.
+
+    Args:
+        directory: what `export` wrote.
+        tower: "image" or "text".
+        device: "cpu", "gpu" or "gpu:<number>".
+        threads: for the CPU.
+        rows: images the CPU is given at once, or 1.
+    """
+
+    def __init__(self, directory, tower, device, threads, rows):
+        path = os.path.join(directory, tower)
+        program = next(path + suffix for suffix in PROGRAM_SUFFIXES if os.path.exists(path + suffix))
+        config = inference.Config(program, path + ".pdiparams")
+        paddle_3 = program.endswith(".json")
+        if paddle_3:
+            config.enable_new_ir()
+            config.enable_new_executor()
+        if device.startswith("gpu"):
+            config.enable_use_gpu(100, int(device.partition(":")[2] or 0))
+        else:
+            config.disable_gpu()
+            config.set_cpu_math_library_num_threads(threads)
+            if paddle_3:
+                config.enable_mkldnn()
+                # Each shape of images keeps a packed copy of the weights, which pays: there are two, see _parts.
+                # Texts have too many shapes for that: without this fusion nothing is packed.
+                config.set_mkldnn_cache_capacity(2 if tower == "image" else 100)
+                if tower == "text":
+                    config.delete_pass("matmul_add_act_fuse_pass")
+            else:
+                config.disable_mkldnn()  # which in Paddle 2 fails where the batch size is free
+        config.enable_memory_optim()
+        config.disable_glog_info()
+        self._predictor = inference.create_predictor(config)
+        self._rows = rows if tower == "image" and device == "cpu" else None
+
+    def __call__(self, array):
+        return np.concatenate([self._run(part)[:rows] for part, rows in self._parts(array)])
+
+    def _parts(self, array):
+        """The batch in the shapes that are run, each with how many of its rows are wanted."""
+        if self._rows is None or len(array) in (1, self._rows):
+            yield array, len(array)
+        elif len(array) <= self._rows // 2:
+            for row in range(len(array)):
+                yield array[row : row + 1], 1
+        else:
+            padded = np.zeros((self._rows, *array.shape[1:]), array.dtype)
+            padded[: len(array)] = array
+            yield padded, len(array)
+
+    def _run(self, array):
+        self._predictor.get_input_handle(self._predictor.get_input_names()[0]).copy_from_cpu(array)
+        self._predictor.run()
+        return self._predictor.get_output_handle(self._predictor.get_output_names()[0]).copy_to_cpu()
+
+
+class OpenVINO:
+    """An encoder, array to array, by OpenVINO on the CPU.
+
+    Args:
+        directory: what `export(…, onnx=True)` wrote.
+        tower: "image" or "text".
+        threads: of the CPU.
+
+    Raises:
+        ImportError: if OpenVINO is not installed.
+    """
+
+    def __init__(self, directory, tower, threads):
+        try:
+            import openvino
+        except ImportError:
+            raise ImportError(f"the engine is OpenVINO, which is not installed: {INSTALL}") from None
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",  # and not bfloat16, where the processor has it
+        }
+        program = openvino.Core().compile_model(os.path.join(directory, f"{tower}.onnx"), "CPU", settings)
+        self._request = program.create_infer_request()
+
+    def __call__(self, array):
+        self._request.infer([array], share_inputs=True)
+        return self._request.get_output_tensor().data.copy()
+
+
+def has_openvino():
+    """Whether a model can be compiled for OpenVINO: it and the way to ONNX are installed."""
+    return all(importlib.util.find_spec(name) for name in ("openvino", "paddle2onnx"))
+
+
+def write_onnx(directory, tower):
+    """Translates a program of `export` into <tower>.onnx beside it.
+
+    In a process of its own: paddle2onnx prints, and keeps the memory of the weights.
+
+    Raises:
+        ImportError: if paddle2onnx is not installed.
+        RuntimeError: if it fails, with what it said last.
+    """
+    if importlib.util.find_spec("paddle2onnx") is None:
+        raise ImportError(f"ONNX files are made by paddle2onnx, which is not installed: {INSTALL}")
+    options = {
+        "model_dir": directory,
+        "model_filename": f"{tower}.json",
+        "params_filename": f"{tower}.pdiparams",
+        "save_file": os.path.join(directory, f"{tower}.onnx"),
+        "opset_version": "17",
+        "enable_onnx_checker": "False",  # it would load the weights once more
+        "optimize_tool": "None",  # what loads the file optimizes it
+    }
+    command = [sys.executable, "-m", "paddle2onnx.command"]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode or not os.path.exists(options["save_file"]):
+        said = done.stdout.strip().splitlines() or [f"exit {done.returncode}"]
+        raise RuntimeError(f"paddle2onnx could not translate the {tower} encoder: {said[-1]}")
