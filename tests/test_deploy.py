@@ -12,7 +12,6 @@ from paddle_clip import CheckpointError, deploy, engines
 from paddle_clip.presets import build
 from variants import VARIANTS
 
-
 # Paddle 3 is tested with the extra, Paddle 2 without it.
 ONNX = deploy.PADDLE_3
 needs_onnx = pytest.mark.skipif(not ONNX, reason="ONNX files are for Paddle 3")
@@ -223,7 +222,7 @@ def test_engines_there_are_not(exported, tmp_path, monkeypatch):
         paddle_clip.Predictor(directory, engine="tensorrt")
     paddle_clip.export(model, tmp_path / "plain")
     assert paddle_clip.Predictor(tmp_path / "plain").engine == "paddle"
-    with pytest.raises(FileNotFoundError, match="holds no ONNX files, .* with onnx=True"):
+    with pytest.raises(FileNotFoundError, match=r"holds no ONNX files, .* with onnx=True"):
         paddle_clip.Predictor(tmp_path / "plain", engine="openvino")
     monkeypatch.setattr(deploy, "PADDLE_3", False)
     with pytest.raises(ValueError, match="ONNX files take a float32 model and Paddle 3"):
@@ -249,7 +248,7 @@ def test_without_the_extra(exported, tmp_path, monkeypatch):
 
 @needs_onnx
 def test_what_paddle2onnx_says_is_passed_on(exported, tmp_path):
-    with pytest.raises(RuntimeError, match="paddle2onnx could not translate the image encoder: .*image.json"):
+    with pytest.raises(RuntimeError, match=r"paddle2onnx could not translate the image encoder: .*image\.json"):
         engines.write_onnx(str(tmp_path), "image")
 
 
