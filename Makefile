@@ -11,6 +11,8 @@ VENV := .venv-$(PADDLE)
 BIN := $(VENV)/bin
 # Paddle 2 was built against numpy 1.
 NUMPY := $(if $(filter 2.%,$(PADDLE)),numpy<2,numpy>=2)
+# What translates programs to ONNX is for Paddle 3.
+ONNX := $(if $(filter 2.%,$(PADDLE)),,paddle2onnx openvino onnxruntime)
 export GLOG_minloglevel = 2
 
 .PHONY: demo rn50 test lint parity clean
@@ -43,7 +45,7 @@ parity: $(VENV)/ready
 
 $(VENV)/ready: setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' 'paddlepaddle==$(PADDLE)' '$(NUMPY)'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' $(ONNX) 'paddlepaddle==$(PADDLE)' '$(NUMPY)'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps clip-anytorch==2.6.0 open_clip_torch==3.3.0
 	# Its top-level package is called clip, as clip-anytorch's: a folder of its own keeps them apart.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/paddleclip paddleclip==1.0.0

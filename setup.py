@@ -5,8 +5,11 @@ from pathlib import Path
 
 from setuptools import setup
 
+# Checksums at disk speed, where it is built for the processor.
+ISAL = "isal; platform_machine in 'x86_64 AMD64 aarch64 arm64'"
 HERE = Path(__file__).parent
 CPU = ["paddlepaddle>=2.6.2"]
+ONNX = ["paddle2onnx>=2.1"]
 PARQUET = ["pyarrow"]
 PROBE = ["scikit-learn"]
 PLOT = ["matplotlib"]
@@ -22,10 +25,12 @@ setup(
     package_data={"paddle_clip": ["data/*", "data/samples/*"]},
     entry_points={"console_scripts": ["paddle-clip = paddle_clip.cli:console"]},
     python_requires=">=3.9",
-    install_requires=["numpy", "pillow", "ftfy", "regex", "tqdm", "filelock"],
+    install_requires=["numpy", "pillow", "ftfy", "regex", "tqdm", "filelock", ISAL],
     extras_require={
         "cpu": CPU,
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
+        "onnx": ONNX,
+        "openvino": [*ONNX, "openvino"],
         "parquet": PARQUET,
         "probe": PROBE,
         "plot": PLOT,

@@ -14,13 +14,17 @@ import os
 import stat
 import struct
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from . import pickles
 from .errors import CheckpointError
+
+try:
+    from isal.isal_zlib import crc32  # eight times as fast as zlib's
+except ImportError:  # it is not built for this processor
+    from zlib import crc32
 
 TORCHSCRIPT = "TorchScript archive"  # the kind of file OpenAI publishes
 BFLOAT16 = np.dtype("<u2")
@@ -323,7 +327,7 @@ def _content(mapped, info, content):
         # PyTorch deflates the code of a TorchScript archive, which is never read, and nothing else.
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
             raise CheckpointError(f"{path}: entry {info.filename} is compressed; re-save the file with torch.save")
-        if zlib.crc32(content) != info.CRC:
+        if crc32(content) != info.CRC:
             raise CheckpointError(f"{path} is damaged: entry {info.filename} fails its checksum. {_DOWNLOAD_AGAIN}")
         if len(content) > _RELEASE_OVER:
             mapped.release()

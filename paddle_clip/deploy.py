@@ -7,13 +7,13 @@ import os
 import shutil
 import tempfile
 import threading
-import zlib
 
 import numpy as np
 import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
+from . import archives
 from .engines import ENGINES, PROGRAM_SUFFIXES, OpenVINO, PaddleInference, has_openvino, write_onnx
 from .errors import CheckpointError
 from .transforms import image_transform
@@ -147,7 +147,7 @@ def _crc32(path):
     value = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
+            value = archives.crc32(block, value)
     return value
 
 

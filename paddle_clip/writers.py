@@ -11,14 +11,13 @@ import pickle
 import stat
 import struct
 import threading
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from . import archives
-from .archives import BFLOAT16
+from .archives import BFLOAT16, crc32
 from .errors import CheckpointError
 
 try:
@@ -28,8 +27,8 @@ except ImportError:  # Windows
 
 
 _RELEASE_EVERY = 1 << 26  # bytes of the source
-_STRIP = 32  # columns of a transposed matrix copied at once: so many rows of the source stay in the cache
 _BLOCK = 1 << 15  # numbers widened at once: they stay in the cache
+_STRIP = 16  # columns of a transposed matrix widened at once: a cache line of the result
 _HALF_SCALE = np.float32(2.0**112)
 _RELEASE_OVER = 1 << 20  # bytes of a tensor read back
 
@@ -80,7 +79,7 @@ def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names,
             else:
                 result = np.ascontiguousarray(cast(array, dtype_of(name), name))
             content = result.reshape(-1).view(np.uint8).data
-            checksums[name] = zlib.crc32(content)
+            checksums[name] = crc32(content)
             _write_at(file, content, offsets[name])
             return name
 
@@ -129,33 +128,32 @@ class _Tensor(NamedTuple):
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-def _copy(result, array):
-    if array.ndim != 2:
-        np.copyto(result, array)
-        return
-    for start in range(0, array.shape[1], _STRIP):
-        np.copyto(result[:, start : start + _STRIP], array[:, start : start + _STRIP])
-
-
 def _widen(result, array):
-    """Copies float16 into the contiguous float32 `result`: numpy's own cast is the slowest step of a conversion.
-
-    The bits of a float16, moved to a float32's places, are its value over 2^112; only infinities and NaNs need more.
-    """
+    """Copies float16 into the contiguous float32 `result`: numpy's own cast is the slowest step of a conversion."""
     subnormals_are_zero = np.array(1 << 13, np.int32).view(np.float32) * _HALF_SCALE == 0  # in this thread
-    if subnormals_are_zero or not array.flags.c_contiguous:  # strips of a transposed matrix are fastest cast at once
-        _copy(result, array)
-        return
-    bits, halves = result.view(np.int32).reshape(-1), array.view(np.int16).reshape(-1)
-    for start in range(0, bits.size, _BLOCK):
-        block = bits[start : start + _BLOCK]
-        np.copyto(block, halves[start : start + _BLOCK])  # extends the sign
-        block <<= 13
-        block &= np.int32(-0x70002000)  # 0x8FFFE000: sign, exponent, mantissa
-        values = block.view(np.float32)
-        values *= _HALF_SCALE
-        if values.max() >= 65536 or values.min() <= -65536:  # float16's highest exponent
-            block[np.abs(values) >= 65536] |= 0x7F800000
+    if array.flags.c_contiguous and not subnormals_are_zero:
+        halves, floats = array.reshape(-1), result.reshape(-1)
+        for start in range(0, halves.size, _BLOCK):
+            _widen_block(floats[start : start + _BLOCK], halves[start : start + _BLOCK])
+    elif array.ndim == 2 and array.T.flags.c_contiguous and not subnormals_are_zero:
+        strip = np.empty((_STRIP, array.shape[0]), np.float32)
+        for start in range(0, array.shape[1], _STRIP):
+            rows = array.T[start : start + _STRIP]
+            _widen_block(strip[: len(rows)], rows)
+            np.copyto(result[:, start : start + _STRIP], strip[: len(rows)].T)
+    else:
+        np.copyto(result, array)
+
+
+def _widen_block(result, halves):
+    # The bits of a float16, moved to a float32's places, are its value over 2^112; only infinities and NaNs need more.
+    block = result.view(np.int32)
+    np.copyto(block, halves.view(np.int16))  # extends the sign
+    block <<= 13
+    block &= np.int32(-0x70002000)  # 0x8FFFE000: sign, exponent, mantissa
+    result *= _HALF_SCALE
+    if result.max() >= 65536 or result.min() <= -65536:  # float16's highest exponent
+        block[np.abs(result) >= 65536] |= 0x7F800000
 
 
 def _write_at(file, content, offset):
@@ -213,9 +211,7 @@ def verify_checksums(checkpoint, source):
         raise CheckpointError(f"{source} is damaged: its checksums cannot be read") from None
     if not expected:
         return 0
-    found = {
-        name: zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for name, array in checkpoint.items()
-    }
+    found = {name: crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for name, array in checkpoint.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise CheckpointError(f"{source} is damaged: {', '.join(wrong)} changed since it was written; convert it again")
@@ -238,7 +234,7 @@ def _compare(path, tensors, checksums):
 
 
 def _crc32(array):
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 # -------------------------------------------------------------------------------------------------------------- dtypes
@@ -349,7 +345,7 @@ def _torch(tensors, checksums, metadata):
         name = f"archive/{name}".encode()
         is_tensor = isinstance(content, str)
         size = tensors[content].nbytes if is_tensor else len(content)
-        crc = checksums[content] if is_tensor else zlib.crc32(content)
+        crc = checksums[content] if is_tensor else crc32(content)
         # Version 2.0, no flags, stored, 1 January 1980.
         fields = struct.pack("<HHHHHIII", 20, 0, 0, 0, 33, crc, size, size)
         padding = -(position + 30 + len(name) + 4) % _ALIGNMENT
