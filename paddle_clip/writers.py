@@ -27,8 +27,9 @@ except ImportError:  # Windows
 
 
 _RELEASE_EVERY = 1 << 26  # bytes of the source
-_BLOCK = 1 << 15  # numbers widened at once: they stay in the cache
-_STRIP = 16  # columns of a transposed matrix widened at once: a cache line of the result
+_PART = 1 << 20  # numbers written at once
+_BLOCK = 1 << 16  # numbers widened at once: they stay in the cache
+_STRIP = 16  # numbers of a row transposed at once: a cache line of the result
 _HALF_SCALE = np.float32(2.0**112)
 _RELEASE_OVER = 1 << 20  # bytes of a tensor read back
 
@@ -66,21 +67,21 @@ def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names,
         position += tensors[piece].nbytes if isinstance(piece, str) else len(piece)
 
     with _replacing(path) as (file, temporary):
-        scratch = threading.local()
+        own = threading.local()
 
         def put(name):
             array, tensor = np.asarray(arrays[name]), tensors[name]
             if array.dtype == np.float16 and tensor.dtype == np.float32:
-                # The usual case, which never fails: into memory that is used again, as new pages cost as much as this.
-                if getattr(scratch, "memory", np.empty(0)).nbytes < tensor.nbytes:
-                    scratch.memory = np.empty(tensor.nbytes, np.uint8)
-                result = scratch.memory[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
-                _widen(result, array)
+                own.widener = getattr(own, "widener", None) or _Widener()
+                parts = own.widener.parts(array)  # the usual case, which never fails
             else:
-                result = np.ascontiguousarray(cast(array, dtype_of(name), name))
-            content = result.reshape(-1).view(np.uint8).data
-            checksums[name] = crc32(content)
-            _write_at(file, content, offsets[name])
+                parts = [np.ascontiguousarray(cast(array, dtype_of(name), name))]
+            offset = offsets[name]
+            for part in parts:
+                content = part.reshape(-1).view(np.uint8).data
+                checksums[name] = crc32(content, checksums[name])
+                _write_at(file, content, offset)
+                offset += len(content)
             return name
 
         unreleased = 0
@@ -128,32 +129,57 @@ class _Tensor(NamedTuple):
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-def _widen(result, array):
-    """Copies float16 into the contiguous float32 `result`: numpy's own cast is the slowest step of a conversion."""
-    subnormals_are_zero = np.array(1 << 13, np.int32).view(np.float32) * _HALF_SCALE == 0  # in this thread
-    if array.flags.c_contiguous and not subnormals_are_zero:
-        halves, floats = array.reshape(-1), result.reshape(-1)
-        for start in range(0, halves.size, _BLOCK):
-            _widen_block(floats[start : start + _BLOCK], halves[start : start + _BLOCK])
-    elif array.ndim == 2 and array.T.flags.c_contiguous and not subnormals_are_zero:
-        strip = np.empty((_STRIP, array.shape[0]), np.float32)
-        for start in range(0, array.shape[1], _STRIP):
-            rows = array.T[start : start + _STRIP]
-            _widen_block(strip[: len(rows)], rows)
-            np.copyto(result[:, start : start + _STRIP], strip[: len(rows)].T)
-    else:
-        np.copyto(result, array)
+class _Widener:
+    """float16 -> float32, part by part: numpy's own cast is the slowest step of a conversion.
 
+    The bits of a float16, moved to a float32's places, are its value over 2^112; only infinities and NaNs need more.
+    The memory is used again and again: new pages would cost more than the cast.
+    """
 
-def _widen_block(result, halves):
-    # The bits of a float16, moved to a float32's places, are its value over 2^112; only infinities and NaNs need more.
-    block = result.view(np.int32)
-    np.copyto(block, halves.view(np.int16))  # extends the sign
-    block <<= 13
-    block &= np.int32(-0x70002000)  # 0x8FFFE000: sign, exponent, mantissa
-    result *= _HALF_SCALE
-    if result.max() >= 65536 or result.min() <= -65536:  # float16's highest exponent
-        block[np.abs(result) >= 65536] |= 0x7F800000
+    def __init__(self):
+        self.part = np.empty(_PART, np.float32)
+        self.block = np.empty(_BLOCK, np.float32)
+        # In this thread, as another library may have told the processor.
+        self.subnormals_are_zero = np.array(1 << 13, np.int32).view(np.float32) * _HALF_SCALE == 0
+
+    def parts(self, array):
+        """The array's rows in order, in contiguous parts; each is gone when the next is asked for."""
+        if array.flags.c_contiguous:
+            array = array.reshape(-1)
+        rows = max(1, _PART // max(1, math.prod(array.shape[1:])))
+        for start in range(0, len(array), rows):
+            some = array[start : start + rows]
+            if some.size > self.part.size:
+                self.part = np.empty(some.size, np.float32)
+            part = self.part[: some.size].reshape(some.shape)
+            if some.ndim == 1 and not self.subnormals_are_zero:
+                for at in range(0, some.size, _BLOCK):
+                    self._widen(part[at : at + _BLOCK], some[at : at + _BLOCK])
+            elif some.ndim == 2 and some.strides[0] == some.itemsize and not self.subnormals_are_zero:
+                self._transpose(part, some.T)
+            else:
+                np.copyto(part, some)
+            yield part
+
+    def _transpose(self, part, array):
+        height = max(1, self.block.size // array.shape[1])
+        for start in range(0, len(array), height):
+            rows = array[start : start + height]
+            block = self.block[: rows.size].reshape(rows.shape)
+            self._widen(block, rows)
+            for at in range(0, len(rows), _STRIP):
+                strip = block[at : at + _STRIP].T
+                np.copyto(part[:, start + at : start + at + strip.shape[1]], strip)
+
+    @staticmethod
+    def _widen(result, halves):
+        bits = result.view(np.int32)
+        np.copyto(bits, halves.view(np.int16))  # extends the sign
+        bits <<= 13
+        bits &= np.int32(-0x70002000)  # 0x8FFFE000: sign, exponent, mantissa
+        result *= _HALF_SCALE
+        if result.max() >= 65536 or result.min() <= -65536:  # float16's highest exponent
+            bits[np.abs(result) >= 65536] |= 0x7F800000
 
 
 def _write_at(file, content, offset):
