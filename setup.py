@@ -31,6 +31,7 @@ setup(
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
         "onnx": ONNX,
         "openvino": [*ONNX, "openvino"],
+        "int8": [*ONNX, "openvino", "nncf"],
         "parquet": PARQUET,
         "probe": PROBE,
         "plot": PLOT,

@@ -252,9 +252,10 @@ def build_parser():
     child = add(
         "export",
         "write a model for deployment without its Python code",
-        ["paddle-clip export vit-b-32/", "paddle-clip export mine/ --model mine.pdparams"],
+        ["paddle-clip export vit-b-32/", "paddle-clip export mine/ --model mine.pdparams --onnx"],
     )
     child.add_argument("output", metavar="DIRECTORY", help="folder to write")
+    child.add_argument("--onnx", action="store_true", help="write ONNX files too, for OpenVINO, ONNX Runtime, TensorRT")
     _add_model(child)
     _add_json(child)
 

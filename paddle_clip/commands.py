@@ -334,7 +334,7 @@ def export(arguments):
 
     from .deploy import export
 
-    export(model, arguments.output)
+    export(model, arguments.output, onnx=arguments.onnx)
     if arguments.json:
         _print_json({"output": arguments.output})
     else:

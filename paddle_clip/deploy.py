@@ -14,7 +14,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from . import archives
-from .engines import ENGINES, PROGRAM_SUFFIXES, OpenVINO, PaddleInference, has_openvino, write_onnx
+from .engines import ENGINES, PROGRAM_SUFFIXES, OpenVINO, PaddleInference, has_openvino, write_int8, write_onnx
 from .errors import CheckpointError
 from .transforms import image_transform
 
@@ -22,6 +22,7 @@ FORMAT = "paddle_clip export"
 VERSION = 1
 TOWERS = ("image", "text")
 DTYPES = ("float32", "float16", "bfloat16")
+PRECISIONS = ("float32", "int8")
 PADDLE_3 = not paddle.__version__.startswith("2.")
 # Work the CPU is given at once. Larger batches are slower: their activations leave the caches, and the memory of each
 # is asked of the system and given back. Measured with benchmarks/scaling.py.
@@ -41,7 +42,7 @@ class _Tower(nn.Layer):
         return self.encode(x).astype("float32")
 
 
-def export(model, directory, onnx=False):
+def export(model, directory, onnx=False, calibration=None):
     """Writes both encoders as Paddle Inference programs, which run without this package's networks.
 
     Batch size and text length stay free. Convolutions and their batch norms are folded when the folder is loaded.
@@ -50,14 +51,18 @@ def export(model, directory, onnx=False):
         model: a `CLIP` in float32, or, for a GPU, float16 or bfloat16.
         directory: folder to make. One that `export` wrote before is replaced; any other must be empty.
         onnx: whether to write both encoders as image.onnx and text.onnx too, for ONNX Runtime, TensorRT, OpenVINO.
-            Takes Paddle 3, a model in float32 and the extra `openvino` (its package paddle2onnx).
+            Takes Paddle 3, a model in float32 and the extra `onnx`.
+        calibration: some hundred preprocessed pictures of the kind the model will see, [N, 3, R, R], numpy array or
+            Tensor. The image encoder is then written in int8 too, for `Predictor(…, precision="int8")`. Takes the
+            extra `int8`; implies `onnx`.
 
     Raises:
         ValueError: if the model is in another dtype, or the Paddle another than `onnx` takes.
         FileExistsError: if the folder holds anything else.
-        ImportError: if paddle2onnx is not installed.
+        ImportError: if what an extra brings is not installed.
         RuntimeError: if it fails.
     """
+    onnx = onnx or calibration is not None
     dtype = str(model.dtype).split(".")[-1]
     if dtype not in DTYPES:
         raise ValueError(f"the model is in {dtype}; export takes {', '.join(DTYPES)}: load it with dtype='float32'")
@@ -69,7 +74,7 @@ def export(model, directory, onnx=False):
     os.makedirs(os.path.dirname(directory), exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(directory)}.", dir=os.path.dirname(directory))
     try:
-        _write(model, dtype, partial, onnx)
+        _write(model, dtype, partial, onnx, calibration)
         os.chmod(partial, 0o755)
         _replace(directory, partial)
     finally:
@@ -103,7 +108,7 @@ def _is_export(directory):
         return False
 
 
-def _write(model, dtype, directory, onnx):
+def _write(model, dtype, directory, onnx, calibration):
     size = model.visual.input_resolution
     specs = {"image": InputSpec([None, 3, size, size], "float32"), "text": InputSpec([None, None], "int64")}
     encoders = {"image": model.encode_image, "text": model.encode_text}
@@ -126,6 +131,8 @@ def _write(model, dtype, directory, onnx):
     if onnx:
         for tower in TOWERS:
             write_onnx(directory, tower)
+    if calibration is not None:
+        write_int8(directory, _images(calibration), type(model.visual).__name__ == "VisualTransformer")
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -163,12 +170,14 @@ class Predictor:
         device: "cpu", "gpu" or "gpu:<number>"; by default Paddle's current one.
         engine: "paddle", which is Paddle Inference with oneDNN on the CPU (with Paddle 2 MKL) and CUDA on a GPU; or
             "openvino", on the CPU. By default OpenVINO, if it is installed and the export holds ONNX files.
+        precision: "float32", or "int8" for the image encoder that `export(…, calibration=…)` quantised, by OpenVINO.
 
     Raises:
         CheckpointError: if the folder is no export, damaged, or made by another version.
-        FileNotFoundError: if there is no such folder, or the engine is OpenVINO and the folder holds no ONNX files.
+        FileNotFoundError: if there is no such folder, or it holds no files for the engine and precision.
         ImportError: if the engine is not installed.
-        ValueError: if the device or the engine is another, or the model in half precision and the device no GPU.
+        ValueError: if the device, the engine or the precision is another, or the model in half precision and the
+            device no GPU.
 
     Attributes:
         preprocess: turns a picture into one row of `encode_image`'s input, see `transforms.image_transform`.
@@ -177,13 +186,15 @@ class Predictor:
         engine: "paddle" or "openvino".
     """
 
-    def __init__(self, directory, threads=None, device=None, engine=None):
+    def __init__(self, directory, threads=None, device=None, engine=None, precision="float32"):
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; give 1 or more")
         description = _description(directory)
         self.threads = threads or len(os.sched_getaffinity(0))
         self.device = device or paddle.get_device()
         self.dtype = description["dtype"]
         _require_device(self.device, self.dtype)
-        self.engine = _engine(engine, self.device, directory, description["crc32"])
+        self.engine = _engine(engine, precision, self.device, directory, description["crc32"])
         self.context_length = description["context_length"]
         self.image_resolution = description["image_resolution"]
         self.embed_dim = description["embed_dim"]
@@ -195,7 +206,8 @@ class Predictor:
             self._images_at_once = self._tokens_at_once = 1 << 62
         self._lock = threading.Lock()
         if self.engine == "openvino":
-            self._towers = {tower: OpenVINO(directory, tower, self.threads) for tower in TOWERS}
+            files = {"image": "image.int8.xml" if precision == "int8" else "image.onnx", "text": "text.onnx"}
+            self._towers = {tower: OpenVINO(directory, file, self.threads) for tower, file in files.items()}
         else:
             self._towers = {
                 tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once)
@@ -267,7 +279,7 @@ class Predictor:
         return _like(image, logits_per_image), _like(image, np.ascontiguousarray(logits_per_image.T))
 
 
-def compile(model, threads=None, engine=None):
+def compile(model, threads=None, engine=None, calibration=None):
     """The same model made for speed: a `Predictor` for Paddle's current device.
 
     It holds weights of its own; delete the model to have its memory back.
@@ -277,17 +289,20 @@ def compile(model, threads=None, engine=None):
         threads: for the CPU; by default one for each core this process may use.
         engine: "paddle" or "openvino", see `Predictor`. By default OpenVINO on the CPU, if the extra `openvino` is
             installed.
+        calibration: pictures to quantise the image encoder by, see `export`; by default it stays in float32.
 
     Raises:
         ImportError: if the engine is not installed.
         ValueError: if the model is in another dtype, or there is no such engine.
     """
+    precision = "float32" if calibration is None else "int8"
     if engine is None:
-        engine = "openvino" if paddle.get_device() == "cpu" and PADDLE_3 and has_openvino() else "paddle"
+        usable = paddle.get_device() == "cpu" and PADDLE_3 and has_openvino()
+        engine = "openvino" if usable or precision == "int8" else "paddle"
     with tempfile.TemporaryDirectory() as folder:
         directory = os.path.join(folder, "export")
-        export(model, directory, onnx=engine == "openvino")
-        return Predictor(directory, threads, engine=engine)
+        export(model, directory, engine == "openvino", calibration)
+        return Predictor(directory, threads, engine=engine, precision=precision)
 
 
 def _is_positive(value):
@@ -358,15 +373,25 @@ def _require_device(device, dtype):
         raise ValueError(f"{dtype} does not run on the CPU: export the model in float32, or use device='gpu'")
 
 
-def _engine(engine, device, directory, files):
+def _engine(engine, precision, device, directory, files):
     """The engine asked for, or by default the one for this machine and these files of an export."""
     onnx = all(f"{tower}.onnx" in files for tower in TOWERS)
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision is {precision!r}; choose {' or '.join(PRECISIONS)}")
+    if precision == "int8":
+        if "image.int8.xml" not in files:
+            raise FileNotFoundError(
+                f"{directory} holds no int8 encoder: export the model again with calibration=images"
+            )
+        engine = engine or "openvino"
     if engine is None:
         return "openvino" if device == "cpu" and onnx and importlib.util.find_spec("openvino") else "paddle"
     if engine not in ENGINES:
         raise ValueError(f"the engine is {engine!r}; choose {' or '.join(ENGINES)}")
+    if engine == "paddle" and precision == "int8":
+        raise ValueError("int8 is run by OpenVINO: use engine='openvino'")
     if engine == "openvino" and device != "cpu":
-        raise ValueError(f"the engine OpenVINO runs on the CPU, and the device is {device!r}: use engine='paddle'")
+        raise ValueError(f"the engine OpenVINO runs on the CPU, and the device is {device!r}: use device='cpu'")
     if engine == "openvino" and not onnx:
         raise FileNotFoundError(
             f"{directory} holds no ONNX files, which OpenVINO runs: export the model again with onnx=True"

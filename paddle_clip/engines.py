@@ -10,7 +10,7 @@ from paddle import inference
 
 PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
 ENGINES = ("paddle", "openvino")
-INSTALL = "pip install 'paddle-clip[openvino]'"
+INSTALL = "pip install 'paddle-clip[{}]'"
 
 
 class PaddleInference:
@@ -77,24 +77,23 @@ class OpenVINO:
 
     Args:
         directory: what `export(…, onnx=True)` wrote.
-        tower: "image" or "text".
+        file: name of one of its .onnx or .xml files.
         threads: of the CPU.
 
     Raises:
         ImportError: if OpenVINO is not installed.
     """
 
-    def __init__(self, directory, tower, threads):
-        try:
-            import openvino
-        except ImportError:
-            raise ImportError(f"the engine is OpenVINO, which is not installed: {INSTALL}") from None
+    def __init__(self, directory, file, threads):
+        _require("openvino", "openvino")
+        import openvino
+
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",  # and not bfloat16, where the processor has it
         }
-        program = openvino.Core().compile_model(os.path.join(directory, f"{tower}.onnx"), "CPU", settings)
+        program = openvino.Core().compile_model(os.path.join(directory, file), "CPU", settings)
         self._request = program.create_infer_request()
 
     def __call__(self, array):
@@ -110,14 +109,11 @@ def has_openvino():
 def write_onnx(directory, tower):
     """Translates a program of `export` into <tower>.onnx beside it.
 
-    In a process of its own: paddle2onnx prints, and keeps the memory of the weights.
-
     Raises:
         ImportError: if paddle2onnx is not installed.
         RuntimeError: if it fails, with what it said last.
     """
-    if importlib.util.find_spec("paddle2onnx") is None:
-        raise ImportError(f"ONNX files are made by paddle2onnx, which is not installed: {INSTALL}")
+    _require("paddle2onnx", "openvino")
     options = {
         "model_dir": directory,
         "model_filename": f"{tower}.json",
@@ -127,10 +123,52 @@ def write_onnx(directory, tower):
         "enable_onnx_checker": "False",  # it would load the weights once more
         "optimize_tool": "None",  # what loads the file optimizes it
     }
-    command = [sys.executable, "-m", "paddle2onnx.command"]
-    for name, value in options.items():
-        command += [f"--{name}", value]
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    _run(["-m", "paddle2onnx.command", *arguments], options["save_file"], f"translate the {tower} encoder to ONNX")
+
+
+QUANTIZE = """
+import logging, sys
+import nncf, numpy, openvino
+nncf.set_log_level(logging.ERROR)
+directory, kind = sys.argv[1:]
+images = numpy.load(f"{directory}/calibration.npy", mmap_mode="r")
+model = openvino.Core().read_model(f"{directory}/image.onnx")
+data = nncf.Dataset([image[None] for image in images])
+model = nncf.quantize(model, data, subset_size=len(images), model_type=getattr(nncf.ModelType, kind, None))
+openvino.save_model(model, f"{directory}/image.int8.xml")
+"""
+
+
+def write_int8(directory, images, transformer):
+    """Quantises image.onnx into image.int8.xml and .bin beside it: NNCF's post-training quantisation.
+
+    Args:
+        directory: with the image.onnx of `write_onnx`.
+        images: what the ranges of the activations are read from, [N, 3, R, R].
+        transformer: whether the encoder is one; a convolutional network has other rules.
+
+    Raises:
+        ImportError: if NNCF is not installed.
+        RuntimeError: if it fails, with what it said last.
+    """
+    _require("nncf", "int8")
+    path = os.path.join(directory, "calibration.npy")
+    np.save(path, images)
+    arguments = ["-c", QUANTIZE, directory, "TRANSFORMER" if transformer else ""]
+    _run(arguments, os.path.join(directory, "image.int8.bin"), "quantise the image encoder")
+    os.unlink(path)
+
+
+def _require(package, extra):
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{package} is not installed: {INSTALL.format(extra)}")
+
+
+def _run(arguments, result, purpose):
+    """Runs Python in a process of its own, as these tools print much and keep the memory of the weights."""
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode or not os.path.exists(options["save_file"]):
+    if done.returncode or not os.path.exists(result):
         said = done.stdout.strip().splitlines() or [f"exit {done.returncode}"]
-        raise RuntimeError(f"paddle2onnx could not translate the {tower} encoder: {said[-1]}")
+        raise RuntimeError(f"could not {purpose}: {said[-1]}")

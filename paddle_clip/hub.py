@@ -156,8 +156,7 @@ def _fetch(row, path):
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DownloadError(
             f"cannot download {row.name} from {url} ({error}). Run it again to continue; or fetch the file elsewhere "
-            f"and put it into {os.path.dirname(path)}, or convert it with `python convert/pt2paddle.py {row.file}` "
-            "and load it by its path"
+            f"and put it into {os.path.dirname(path)}, or load it by its path. The model {TINY.name!r} needs no network"
         ) from error
     found = archives.sha256(partial)
     if found != row.sha256:

@@ -120,7 +120,7 @@ def linear_probe(features, labels, C=None, validation=0.2, max_iter=1000, seed=0
         return LinearProbe(weight, bias, model.classes_, C)
 
     if C is None:
-        if isinstance(validation, tuple):
+        if isinstance(validation, (tuple, list)):
             split = features, labels, *validation
         else:
             if counts.min() < 2:

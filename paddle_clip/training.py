@@ -113,7 +113,7 @@ def finetune(
         "clip_norm": clip_norm,
         "freeze": freeze,
         "amp": amp,
-        "seed": seed,
+        "seed": int(seed),
     }
     _require_sound(model, settings, pairs, per_epoch, save_every)
     if output:

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import shutil
@@ -248,8 +249,39 @@ def test_without_the_extra(exported, tmp_path, monkeypatch):
 
 @needs_onnx
 def test_what_paddle2onnx_says_is_passed_on(exported, tmp_path):
-    with pytest.raises(RuntimeError, match=r"paddle2onnx could not translate the image encoder: .*image\.json"):
+    with pytest.raises(RuntimeError, match=r"could not translate the image encoder to ONNX: .*image\.json"):
         engines.write_onnx(str(tmp_path), "image")
+
+
+@needs_onnx
+def test_int8(exported, tmp_path):
+    """The image encoder alone is quantised: its features stay near, and those of texts as they are."""
+    pytest.importorskip("nncf", reason="NNCF is not installed")
+    model, _ = exported
+    images, tokens = images_and_texts(model, 40)
+    fast = paddle_clip.compile(model, calibration=images[:32])
+    assert fast.engine == "openvino"
+    with paddle.no_grad():
+        expected = model.encode_image(paddle.to_tensor(images)).numpy()
+        assert_close(fast.encode_text(tokens), model.encode_text(paddle.to_tensor(tokens)).numpy())
+    found = fast.encode_image(images)
+    assert not np.array_equal(found, expected)
+    cosine = (found * expected).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert cosine.min() >= 0.98
+
+
+def test_int8_that_is_not_there(exported, tmp_path, monkeypatch):
+    model, directory = exported
+    with pytest.raises(FileNotFoundError, match="holds no int8 encoder: export the model again with calibration"):
+        paddle_clip.Predictor(directory, precision="int8")
+    with pytest.raises(ValueError, match="the precision is 'int4'; choose float32 or int8"):
+        paddle_clip.Predictor(directory, precision="int4")
+    if ONNX:
+        find = importlib.util.find_spec
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else find(name))
+        with pytest.raises(ImportError, match=r"nncf is not installed: pip install 'paddle-clip\[int8\]'"):
+            paddle_clip.export(model, tmp_path / "new", calibration=images_and_texts(model, 1)[0])
+        assert os.listdir(tmp_path) == []
 
 
 def test_no_export(tmp_path):
@@ -315,6 +347,11 @@ def test_an_older_export_comes_back_if_it_cannot_be_replaced(exported, folder, t
 def test_devices_there_are_not(exported, device, message):
     with pytest.raises(ValueError, match=message):
         paddle_clip.Predictor(exported[1], device=device)
+
+
+def test_threads_there_are_not(exported):
+    with pytest.raises(ValueError, match="threads is 0; give 1 or more"):
+        paddle_clip.Predictor(exported[1], threads=0)
 
 
 def test_half_precision_is_refused_on_the_cpu(folder):

@@ -44,7 +44,7 @@ def test_C_is_chosen_by_held_out_images(clusters):
     probe = linear_probe(features, labels)
     assert probe.C < 1
     assert probe.score(others, truth) > linear_probe(features, labels, C=1e6).score(others, truth)
-    given = linear_probe(features, labels, validation=(others, truth))
+    given = linear_probe(features, labels, validation=[others, truth])
     scores = [linear_probe(features, labels, C=10.0**e).score(others, truth) for e in range(-6, 7, 2)]
     assert given.score(others, truth) >= max(scores) - 1e-9
 

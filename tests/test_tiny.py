@@ -69,7 +69,7 @@ def test_what_it_weighs(record):
 
 def test_the_record_is_of_this_file(record):
     assert archives.sha256(FILE) == record["sha256"]
-    assert record["accuracy in percent"]["held out"]["colour and shape of one large object"] >= 90
+    assert record["accuracy in percent"]["held out"]["colour and shape of one large object"] >= 95
     assert record["held out"] == [" ".join(pair) for pair in train_tiny.HELD_OUT]
     assert record["choices"] == len(NAMES) == 96
 
@@ -88,7 +88,7 @@ def test_it_knows_combinations_it_was_not_trained_on(tiny):
     scenes, pictures = train_tiny.test_pictures(train_tiny.HELD_OUT, 190, seed=1234)
     large = [(scene, picture) for scene, picture in zip(scenes, pictures) if scene.size == "large"]
     found = classified(model, paddle.stack([preprocess(picture) for _, picture in large]))
-    assert np.mean([name == " ".join(scene[:2]) for name, (scene, _) in zip(found, large)]) >= 0.9
+    assert np.mean([name == " ".join(scene[:2]) for name, (scene, _) in zip(found, large)]) >= 0.95
 
 
 def test_words_it_never_read_say_nothing(tiny):
@@ -127,7 +127,7 @@ def test_the_script_trains_and_saves(run, tmp_path):
     model, _ = paddle_clip.load(out / "clip_tiny.pt")
     assert all(np.isfinite(parameter.numpy()).all() for parameter in model.parameters())
     fresh = paddle_clip.clip_tiny()
-    assert not paddle.allclose(model.visual.proj, fresh.visual.proj, atol=1e-3)
+    assert not paddle.allclose(model.text_projection, fresh.text_projection, atol=1e-3)
     written = json.loads((out / "clip_tiny.json").read_text(encoding="utf-8"))
     assert written["sha256"] == archives.sha256(out / "clip_tiny.pt")
     assert written["steps"] == written["loss"][-1][0] == 20
