@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Paddle 2 was built against numpy 1.
 NUMPY := $(if $(filter 2.%,$(PADDLE)),numpy<2,numpy>=2)
 # What translates programs to ONNX is for Paddle 3.
-ONNX := $(if $(filter 2.%,$(PADDLE)),,paddle2onnx openvino onnxruntime)
+ONNX := $(if $(filter 2.%,$(PADDLE)),,paddle2onnx openvino nncf onnxruntime)
 export GLOG_minloglevel = 2
 
 .PHONY: demo rn50 test lint parity clean

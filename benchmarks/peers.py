@@ -17,7 +17,11 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "convert")]
 
 import numpy as np
 
-OURS = {"eager": "Paddle-CLIP, eager", "compiled": "Paddle-CLIP, compiled"}
+OURS = {
+    "eager": "Paddle-CLIP, eager",
+    "compiled": "Paddle-CLIP, compiled for Paddle Inference",
+    "compiled_openvino": "Paddle-CLIP, compiled for OpenVINO",
+}
 PEERS = {
     "openai": "OpenAI's code, PyTorch eager",
     "torch.compile": "OpenAI's code, torch.compile",
@@ -155,10 +159,10 @@ def eager(checkpoint, device, dtype):
     return call
 
 
-def compiled(checkpoint, device, dtype):
+def compiled(checkpoint, device, dtype, engine="paddle"):
     import paddle_clip
 
-    predictor = paddle_clip.compile(_model(checkpoint, device, dtype))
+    predictor = paddle_clip.compile(_model(checkpoint, device, dtype), engine=engine)
     calls = {"image": predictor.encode_image, "text": predictor.encode_text}
 
     def call(tower, array):
@@ -166,6 +170,10 @@ def compiled(checkpoint, device, dtype):
 
     call.texts = lambda texts: predictor.encode_text(paddle_clip.tokenize(texts).numpy())
     return call
+
+
+def compiled_openvino(checkpoint, device, dtype):
+    return compiled(checkpoint, device, dtype, "openvino")
 
 
 def _torch(checkpoint, device, dtype, wrap):

@@ -18,7 +18,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="ViT-B/32", choices=[row.name for row in PRESETS], metavar="MODEL")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 64, 128, 256])
-    parser.add_argument("--peers", nargs="*", default=["compiled"], choices=[*OURS, *PEERS], metavar="PEER")
+    parser.add_argument(
+        "--peers", nargs="*", default=["compiled", "compiled_openvino"], choices=[*OURS, *PEERS], metavar="PEER"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
