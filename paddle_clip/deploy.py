@@ -57,12 +57,14 @@ def export(model, directory, onnx=False, calibration=None):
             extra `int8`; implies `onnx`.
 
     Raises:
-        ValueError: if the model is in another dtype, or the Paddle another than `onnx` takes.
+        ValueError: if the model is in another dtype, the Paddle another than `onnx` takes, or `calibration` of another
+            shape.
         FileExistsError: if the folder holds anything else.
         ImportError: if what an extra brings is not installed.
         RuntimeError: if it fails.
     """
-    onnx = onnx or calibration is not None
+    if calibration is not None:
+        onnx, calibration = True, _images(calibration, model.visual.input_resolution)
     dtype = str(model.dtype).split(".")[-1]
     if dtype not in DTYPES:
         raise ValueError(f"the model is in {dtype}; export takes {', '.join(DTYPES)}: load it with dtype='float32'")
@@ -132,7 +134,7 @@ def _write(model, dtype, directory, onnx, calibration):
         for tower in TOWERS:
             write_onnx(directory, tower)
     if calibration is not None:
-        write_int8(directory, _images(calibration), type(model.visual).__name__ == "VisualTransformer")
+        write_int8(directory, calibration, type(model.visual).__name__ == "VisualTransformer")
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -190,7 +192,7 @@ class Predictor:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; give 1 or more")
         description = _description(directory)
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or _cores()
         self.device = device or paddle.get_device()
         self.dtype = description["dtype"]
         _require_device(self.device, self.dtype)
@@ -230,13 +232,7 @@ class Predictor:
         Raises:
             ValueError: if the image is not [B, 3, R, R].
         """
-        array = _images(image)
-        expected = (3, self.image_resolution, self.image_resolution)
-        if array.ndim != 4 or array.shape[1:] != expected:
-            raise ValueError(
-                f"images are {list(array.shape)}; this model takes [N, {', '.join(map(str, expected))}]: "
-                "prepare them with this object's preprocess, and stack them into a batch"
-            )
+        array = _images(image, self.image_resolution)
         features = np.empty((len(array), self.embed_dim), np.float32)
         rows = self._images_at_once
         for start in range(0, len(array), rows):
@@ -271,7 +267,7 @@ class Predictor:
 
     def __call__(self, image, text):
         """logits_per_image [N, M] and logits_per_text [M, N] in float32, see `CLIP.forward`."""
-        image_features = self.encode_image(_images(image))  # [N, E]
+        image_features = self.encode_image(_images(image, self.image_resolution))  # [N, E]
         text_features = self.encode_text(np.asarray(text))  # [M, E]
         image_features = image_features / np.linalg.norm(image_features, axis=-1, keepdims=True)
         text_features = text_features / np.linalg.norm(text_features, axis=-1, keepdims=True)
@@ -373,6 +369,11 @@ def _require_device(device, dtype):
         raise ValueError(f"{dtype} does not run on the CPU: export the model in float32, or use device='gpu'")
 
 
+def _cores():
+    """Those this process may use; all, on systems that do not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def _engine(engine, precision, device, directory, files):
     """The engine asked for, or by default the one for this machine and these files of an export."""
     onnx = all(f"{tower}.onnx" in files for tower in TOWERS)
@@ -399,10 +400,18 @@ def _engine(engine, precision, device, directory, files):
     return engine
 
 
-def _images(image):
+def _images(image, size):
+    """A batch as a float32 array, or a ValueError if it is not [N, 3, size, size]."""
     if isinstance(image, paddle.Tensor):
         image = image.astype("float32")  # the array of a bfloat16 Tensor would be one of its bits
-    return np.ascontiguousarray(image, np.float32)
+    array = np.ascontiguousarray(image, np.float32)
+    expected = (3, size, size)
+    if array.ndim != 4 or array.shape[1:] != expected:
+        raise ValueError(
+            f"images are {list(array.shape)}; this model takes [N, {', '.join(map(str, expected))}]: "
+            "prepare them with its preprocess, and stack them into a batch"
+        )
+    return array
 
 
 def _like(given, array):

@@ -124,7 +124,11 @@ def write_onnx(directory, tower):
         "optimize_tool": "None",  # what loads the file optimizes it
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    _run(["-m", "paddle2onnx.command", *arguments], options["save_file"], f"translate the {tower} encoder to ONNX")
+    _run(
+        ["-m", "paddle2onnx.command", *arguments],
+        options["save_file"],
+        f"translate the {tower} encoder to ONNX (engine='paddle' needs none)",
+    )
 
 
 QUANTIZE = """
