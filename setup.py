@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 
 # Checksums at disk speed, where it is built for the processor.
-ISAL = "isal; platform_machine in 'x86_64 AMD64 aarch64 arm64'"
+ISAL = "isal; " + " or ".join(f"platform_machine == '{name}'" for name in ("x86_64", "AMD64", "aarch64", "arm64"))
 HERE = Path(__file__).parent
 CPU = ["paddlepaddle>=2.6.2"]
 ONNX = ["paddle2onnx>=2.1"]

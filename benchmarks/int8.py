@@ -19,10 +19,13 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
 
 import numpy as np
 
-import paddle_clip
+import paddle_clip  # before paddle
 import train_tiny
 from paddle_clip.presets import PRESETS, preset
 from peers import make_checkpoint
+
+# isort: split
+import paddle
 
 
 def main():
@@ -32,6 +35,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pictures", type=int, default=950)
     arguments = parser.parse_args()
+    paddle.set_device("cpu")
     accuracy(arguments.pictures)
     speed(arguments.model, arguments.batches, arguments.rounds)
 

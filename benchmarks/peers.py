@@ -173,6 +173,11 @@ def compiled(checkpoint, device, dtype, engine="paddle"):
 
 
 def compiled_openvino(checkpoint, device, dtype):
+    from paddle_clip import deploy, engines
+
+    if device != "cpu" or not deploy.PADDLE_3:
+        raise ImportError("OpenVINO is for the CPU and takes Paddle 3")
+    engines.require("openvino", "paddle2onnx")
     return compiled(checkpoint, device, dtype, "openvino")
 
 

@@ -495,7 +495,7 @@ def save_samples(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=5800, help="batches to train on (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4500, help="batches to train on (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=48, help="pairs in each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pictures (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=1200, help="in each of the two tests (default: %(default)s)")

@@ -13,8 +13,8 @@ import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
-from . import archives
-from .engines import ENGINES, PROGRAM_SUFFIXES, OpenVINO, PaddleInference, has_openvino, write_int8, write_onnx
+from . import archives, engines
+from .engines import ENGINES, PROGRAM_SUFFIXES, OpenVINO, PaddleInference
 from .errors import CheckpointError
 from .transforms import image_transform
 
@@ -52,7 +52,7 @@ def export(model, directory, onnx=False, calibration=None):
         directory: folder to make. One that `export` wrote before is replaced; any other must be empty.
         onnx: whether to write both encoders as image.onnx and text.onnx too, for ONNX Runtime, TensorRT, OpenVINO.
             Takes Paddle 3, a model in float32 and the extra `onnx`.
-        calibration: some hundred preprocessed pictures of the kind the model will see, [N, 3, R, R], numpy array or
+        calibration: some hundreds of preprocessed pictures of the kind the model will see, [N, 3, R, R], numpy array or
             Tensor. The image encoder is then written in int8 too, for `Predictor(…, precision="int8")`. Takes the
             extra `int8`; implies `onnx`.
 
@@ -61,15 +61,18 @@ def export(model, directory, onnx=False, calibration=None):
             shape.
         FileExistsError: if the folder holds anything else.
         ImportError: if what an extra brings is not installed.
-        RuntimeError: if it fails.
+        RuntimeError: if the translation or the quantisation fails.
     """
     if calibration is not None:
         onnx, calibration = True, _images(calibration, model.visual.input_resolution)
+        if not len(calibration):
+            raise ValueError("calibration has no images; give some hundreds")
     dtype = str(model.dtype).split(".")[-1]
     if dtype not in DTYPES:
         raise ValueError(f"the model is in {dtype}; export takes {', '.join(DTYPES)}: load it with dtype='float32'")
     if onnx and (dtype != "float32" or not PADDLE_3):
         raise ValueError(f"ONNX files take a float32 model and Paddle 3; this is {dtype}, Paddle {paddle.__version__}")
+    engines.require(*["paddle2onnx"] * onnx, *["nncf"] * (calibration is not None))
     directory = os.path.realpath(directory)  # a link to a folder stays one
     if os.path.lexists(directory) and not _is_replaceable(directory):
         raise FileExistsError(f"{directory} is not an empty folder, nor one that export wrote: choose another")
@@ -132,9 +135,9 @@ def _write(model, dtype, directory, onnx, calibration):
             os.unlink(os.path.join(directory, name))
     if onnx:
         for tower in TOWERS:
-            write_onnx(directory, tower)
+            engines.write_onnx(directory, tower)
     if calibration is not None:
-        write_int8(directory, calibration, type(model.visual).__name__ == "VisualTransformer")
+        engines.write_int8(directory, calibration, type(model.visual).__name__ == "VisualTransformer")
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -189,11 +192,10 @@ class Predictor:
     """
 
     def __init__(self, directory, threads=None, device=None, engine=None, precision="float32"):
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}; give 1 or more")
-        description = _description(directory)
-        self.threads = threads or _cores()
         self.device = device or paddle.get_device()
+        self.threads = threads or _cores()
+        _require_engine(engine, precision, self.device, threads)
+        description = _description(directory)
         self.dtype = description["dtype"]
         _require_device(self.device, self.dtype)
         self.engine = _engine(engine, precision, self.device, directory, description["crc32"])
@@ -289,12 +291,16 @@ def compile(model, threads=None, engine=None, calibration=None):
 
     Raises:
         ImportError: if the engine is not installed.
+        RuntimeError: if the model cannot be translated for the engine; "paddle" needs no translation.
         ValueError: if the model is in another dtype, or there is no such engine.
     """
-    precision = "float32" if calibration is None else "int8"
+    device, precision = paddle.get_device(), "float32" if calibration is None else "int8"
+    _require_engine(engine, precision, device, threads)
     if engine is None:
-        usable = paddle.get_device() == "cpu" and PADDLE_3 and has_openvino()
+        usable = device == "cpu" and PADDLE_3 and model.dtype == paddle.float32 and engines.has_openvino()
         engine = "openvino" if usable or precision == "int8" else "paddle"
+    if engine == "openvino":
+        engines.require("openvino")
     with tempfile.TemporaryDirectory() as folder:
         directory = os.path.join(folder, "export")
         export(model, directory, engine == "openvino", calibration)
@@ -371,33 +377,34 @@ def _require_device(device, dtype):
 
 def _cores():
     """Those this process may use; all, on systems that do not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _require_engine(engine, precision, device, threads):
+    """Raises ValueError for what no export can be run with."""
+    if engine not in (None, *ENGINES):
+        raise ValueError(f"the engine is {engine!r}; choose {' or '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision is {precision!r}; choose {' or '.join(PRECISIONS)}")
+    if precision == "int8" and engine == "paddle":
+        raise ValueError("int8 is run by OpenVINO: use engine='openvino'")
+    if device.startswith("gpu") and (engine == "openvino" or precision == "int8"):
+        raise ValueError(f"OpenVINO runs on the CPU, and the device is {device}: paddle.set_device('cpu') first")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; give 1 or more")
 
 
 def _engine(engine, precision, device, directory, files):
     """The engine asked for, or by default the one for this machine and these files of an export."""
+    if precision == "int8" and "image.int8.xml" not in files:
+        raise FileNotFoundError(f"{directory} holds no int8 encoder: export the model again with calibration=images")
     onnx = all(f"{tower}.onnx" in files for tower in TOWERS)
-    if precision not in PRECISIONS:
-        raise ValueError(f"the precision is {precision!r}; choose {' or '.join(PRECISIONS)}")
-    if precision == "int8":
-        if "image.int8.xml" not in files:
-            raise FileNotFoundError(
-                f"{directory} holds no int8 encoder: export the model again with calibration=images"
-            )
-        engine = engine or "openvino"
-    if engine is None:
-        return "openvino" if device == "cpu" and onnx and importlib.util.find_spec("openvino") else "paddle"
-    if engine not in ENGINES:
-        raise ValueError(f"the engine is {engine!r}; choose {' or '.join(ENGINES)}")
-    if engine == "paddle" and precision == "int8":
-        raise ValueError("int8 is run by OpenVINO: use engine='openvino'")
-    if engine == "openvino" and device != "cpu":
-        raise ValueError(f"the engine OpenVINO runs on the CPU, and the device is {device!r}: use device='cpu'")
     if engine == "openvino" and not onnx:
         raise FileNotFoundError(
             f"{directory} holds no ONNX files, which OpenVINO runs: export the model again with onnx=True"
         )
-    return engine
+    usable = device == "cpu" and onnx and importlib.util.find_spec("openvino")
+    return engine or ("openvino" if usable or precision == "int8" else "paddle")
 
 
 def _images(image, size):

@@ -10,7 +10,12 @@ from paddle import inference
 
 PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
 ENGINES = ("paddle", "openvino")
-INSTALL = "pip install 'paddle-clip[{}]'"
+# The packages of the extras onnx, openvino and int8, and what brings all each of them needs.
+INSTALL = {
+    "paddle2onnx": "pip install paddle2onnx",
+    "openvino": "pip install openvino paddle2onnx",
+    "nncf": "pip install nncf openvino paddle2onnx",
+}
 
 
 class PaddleInference:
@@ -21,7 +26,7 @@ class PaddleInference:
         tower: "image" or "text".
         device: "cpu", "gpu" or "gpu:<number>".
         threads: for the CPU.
-        rows: images the CPU is given at once, or 1.
+        rows: images the CPU is given at once; it is given these or one. Of no effect on texts and on a GPU.
     """
 
     def __init__(self, directory, tower, device, threads, rows):
@@ -85,7 +90,7 @@ class OpenVINO:
     """
 
     def __init__(self, directory, file, threads):
-        _require("openvino", "openvino")
+        require("openvino")
         import openvino
 
         settings = {
@@ -97,8 +102,7 @@ class OpenVINO:
         self._request = program.create_infer_request()
 
     def __call__(self, array):
-        self._request.infer([array], share_inputs=True)
-        return self._request.get_output_tensor().data.copy()
+        return self._request.infer([array])[0]
 
 
 def has_openvino():
@@ -113,7 +117,7 @@ def write_onnx(directory, tower):
         ImportError: if paddle2onnx is not installed.
         RuntimeError: if it fails, with what it said last.
     """
-    _require("paddle2onnx", "openvino")
+    require("paddle2onnx")
     options = {
         "model_dir": directory,
         "model_filename": f"{tower}.json",
@@ -156,7 +160,7 @@ def write_int8(directory, images, transformer):
         ImportError: if NNCF is not installed.
         RuntimeError: if it fails, with what it said last.
     """
-    _require("nncf", "int8")
+    require("nncf")
     path = os.path.join(directory, "calibration.npy")
     np.save(path, images)
     arguments = ["-c", QUANTIZE, directory, "TRANSFORMER" if transformer else ""]
@@ -164,15 +168,19 @@ def write_int8(directory, images, transformer):
     os.unlink(path)
 
 
-def _require(package, extra):
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"{package} is not installed: {INSTALL.format(extra)}")
+def require(*packages):
+    """Raises ImportError, with the command that installs it, for the first of the packages that is missing."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{package} is not installed: {INSTALL[package]}")
 
 
 def _run(arguments, result, purpose):
     """Runs Python in a process of its own, as these tools print much and keep the memory of the weights."""
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode or not os.path.exists(result):
-        said = done.stdout.strip().splitlines() or [f"exit {done.returncode}"]
-        raise RuntimeError(f"could not {purpose}: {said[-1]}")
+        said = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["nothing"]
+        # paddle2onnx says why it failed before it fails of something else.
+        reason = next((line for line in said if "Failed" in line), said[-1])
+        raise RuntimeError(f"could not {purpose} (exit status {done.returncode}): {reason}")

@@ -10,9 +10,16 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from paddle.jit.sot import psdb
 
 from .errors import require_same_tensors
+
+try:
+    from paddle.jit.sot.psdb import in_sot  # whether Paddle simulates this code to make a program of it
+except ImportError:  # a Paddle that does not
+
+    def in_sot():
+        return False
+
 
 HALF_PRECISION = (paddle.float16, paddle.bfloat16)
 
@@ -114,7 +121,7 @@ def swap(x):
     on the CPU it took as long as the products around it. Shuffling channels moves whole rows of D.
     """
     # x.place would break `paddle.jit.to_static`, and so would groups that a simulated program does not know.
-    if paddle.in_dynamic_mode() and not psdb.in_sot() and paddle.get_device() == "cpu":
+    if paddle.in_dynamic_mode() and not in_sot() and paddle.get_device() == "cpu":
         n, a, b, d = x.shape
         return F.channel_shuffle(x.reshape([n, a * b, d, 1]), a).reshape([n, b, a, d])
     return x.transpose([0, 2, 1, 3])
@@ -124,7 +131,8 @@ def token(x, at):
     """[B, L, D] -> [B, 1, D]: the token at one place for all rows, an int, or at one for each, [B] int64."""
     if isinstance(at, int):
         return x[:, at : at + 1]
-    return paddle.take_along_axis(x, at.reshape([-1, 1, 1]), axis=1)
+    rows = paddle.arange(x.shape[0])  # [B]
+    return paddle.gather_nd(x, paddle.stack([rows, at], axis=-1)).unsqueeze(1)
 
 
 def attention(q, k, v, heads, causal=False, at=None):
@@ -136,7 +144,8 @@ def attention(q, k, v, heads, causal=False, at=None):
         v: values [B, L, D].
         heads: number of heads H; D is a multiple of it.
         causal: whether a query sees only keys up to its own place.
-        at: place of the only query of each row, as `token` takes it; by default there is a query at each of L places.
+        at: place of the only query of each row, as `token` takes it, with `causal` a Tensor; by default there is a
+            query at each of L places.
 
     Returns:
         [B, Lq, D] in the dtype of `q`.

@@ -101,7 +101,7 @@ def finetune(
         FileNotFoundError: if there is no folder for the output.
         FloatingPointError: if the loss is not finite. The last checkpoint remains.
     """
-    whole = batch_size * accumulate
+    whole, seed = batch_size * accumulate, int(seed)
     per_epoch = len(pairs) // whole if whole > 0 else 0
     settings = {
         "epochs": epochs,

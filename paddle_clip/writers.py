@@ -155,14 +155,17 @@ class _Widener:
             if some.ndim == 1 and not self.subnormals_are_zero:
                 for at in range(0, some.size, _BLOCK):
                     self._widen(part[at : at + _BLOCK], some[at : at + _BLOCK])
-            elif some.ndim == 2 and some.strides[0] == some.itemsize and not self.subnormals_are_zero:
+            elif self._is_transposed(some) and not self.subnormals_are_zero:
                 self._transpose(part, some.T)
             else:
                 np.copyto(part, some)
             yield part
 
+    def _is_transposed(self, array):
+        return array.ndim == 2 and array.strides[0] == array.itemsize and len(array) <= self.block.size
+
     def _transpose(self, part, array):
-        height = max(1, self.block.size // array.shape[1])
+        height = self.block.size // array.shape[1]
         for start in range(0, len(array), height):
             rows = array[start : start + height]
             block = self.block[: rows.size].reshape(rows.shape)

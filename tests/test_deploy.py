@@ -2,7 +2,6 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 
 import numpy as np
 import paddle
@@ -82,9 +81,13 @@ def test_a_large_batch_is_run_in_parts(exported, engine):
     """Rows come back in their order, whatever is run together."""
     model, directory = exported
     whole, parts = (paddle_clip.Predictor(directory, engine=engine) for _ in range(2))
-    parts._images_at_once, parts._tokens_at_once = 2, model.context_length + 3
+    parts._images_at_once, parts._tokens_at_once = 4, model.context_length + 3
+    if engine == "paddle":
+        parts._towers["image"]._rows = 4
     images, tokens = images_and_texts(model)
-    assert_close(parts.encode_image(images), whole.encode_image(images))
+    expected = whole.encode_image(images)
+    for rows in (9, 7, 2):  # full parts and one image; a full and a padded part; two single ones
+        assert_close(parts.encode_image(images[:rows]), expected[:rows])
     assert_close(parts.encode_text(tokens), whole.encode_text(tokens))
 
 
@@ -129,7 +132,7 @@ def test_compile_equals_export_and_leaves_no_file(tmp_path, monkeypatch, engine)
     model.eval()
     predictor = paddle_clip.compile(model, threads=1, engine=engine)
     assert predictor.threads == 1
-    assert predictor.engine == engine or ("openvino" if ONNX else "paddle")
+    assert predictor.engine == (engine or ("openvino" if ONNX else "paddle"))
     images, _ = images_and_texts(model, 2)
     with paddle.no_grad():
         assert_close(predictor.encode_image(images), model.encode_image(paddle.to_tensor(images)).numpy())
@@ -219,8 +222,14 @@ def test_onnx_files_run_elsewhere(exported):
 
 def test_engines_there_are_not(exported, tmp_path, monkeypatch):
     model, directory = exported
-    with pytest.raises(ValueError, match="the engine is 'tensorrt'; choose paddle or openvino"):
-        paddle_clip.Predictor(directory, engine="tensorrt")
+    for ask in (
+        lambda **chosen: paddle_clip.Predictor(directory, **chosen),
+        lambda **chosen: paddle_clip.compile(model, **chosen),
+    ):
+        with pytest.raises(ValueError, match="the engine is 'tensorrt'; choose paddle or openvino"):
+            ask(engine="tensorrt")
+        with pytest.raises(ValueError, match="threads is 0; give 1 or more"):
+            ask(threads=0)
     paddle_clip.export(model, tmp_path / "plain")
     assert paddle_clip.Predictor(tmp_path / "plain").engine == "paddle"
     with pytest.raises(FileNotFoundError, match=r"holds no ONNX files, .* with onnx=True"):
@@ -235,21 +244,22 @@ def test_without_the_extra(exported, tmp_path, monkeypatch):
     """The way without it is taken by default, and asking for it says how to install it."""
     model, directory = exported
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setitem(sys.modules, "openvino", None)
     assert paddle_clip.compile(model).engine == paddle_clip.Predictor(directory).engine == "paddle"
     for ask in (
         lambda: paddle_clip.export(model, tmp_path / "new", onnx=True),
         lambda: paddle_clip.compile(model, engine="openvino"),
         lambda: paddle_clip.Predictor(directory, engine="openvino"),
     ):
-        with pytest.raises(ImportError, match=r"not installed: pip install 'paddle-clip\[openvino\]'"):
+        with pytest.raises(ImportError, match=r"not installed: pip install .*paddle2onnx"):
             ask()
     assert os.listdir(tmp_path) == []
 
 
 @needs_onnx
 def test_what_paddle2onnx_says_is_passed_on(exported, tmp_path):
-    with pytest.raises(RuntimeError, match=r"could not translate the image encoder to ONNX .*image\.json"):
+    with pytest.raises(
+        RuntimeError, match=r"could not translate the image encoder to ONNX \(exit status \d+\): .*image\.json"
+    ):
         engines.write_onnx(str(tmp_path), "image")
 
 
@@ -259,15 +269,17 @@ def test_int8(exported, tmp_path):
     pytest.importorskip("nncf", reason="NNCF is not installed")
     model, _ = exported
     images, tokens = images_and_texts(model, 40)
-    fast = paddle_clip.compile(model, calibration=images[:32])
-    assert fast.engine == "openvino"
-    with paddle.no_grad():
-        expected = model.encode_image(paddle.to_tensor(images)).numpy()
-        assert_close(fast.encode_text(tokens), model.encode_text(paddle.to_tensor(tokens)).numpy())
-    found = fast.encode_image(images)
-    assert not np.array_equal(found, expected)
-    cosine = (found * expected).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(expected, axis=-1)
+    paddle_clip.export(model, tmp_path / "int8", calibration=images[:32])
+    assert "calibration.npy" not in os.listdir(tmp_path / "int8")
+    found = [paddle_clip.Predictor(tmp_path / "int8", precision=precision) for precision in ("float32", "int8")]
+    assert [predictor.engine for predictor in found] == ["openvino", "openvino"]
+    assert np.array_equal(*(predictor.encode_text(tokens) for predictor in found))
+    exact, quantised = (predictor.encode_image(images) for predictor in found)
+    assert np.abs(quantised - exact).max() > 1e-3 * np.abs(exact).max()
+    cosine = (exact * quantised).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(quantised, axis=-1)
     assert cosine.min() >= 0.98
+    compiled = paddle_clip.compile(model, calibration=images[:32])
+    assert np.array_equal(compiled.encode_image(images), quantised)
 
 
 def test_int8_that_is_not_there(exported, tmp_path, monkeypatch):
@@ -282,7 +294,7 @@ def test_int8_that_is_not_there(exported, tmp_path, monkeypatch):
     if ONNX:
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else find(name))
-        with pytest.raises(ImportError, match=r"nncf is not installed: pip install 'paddle-clip\[int8\]'"):
+        with pytest.raises(ImportError, match="nncf is not installed: pip install nncf openvino paddle2onnx"):
             paddle_clip.export(model, tmp_path / "new", calibration=images_and_texts(model, 1)[0])
         assert os.listdir(tmp_path) == []
 
@@ -350,11 +362,6 @@ def test_an_older_export_comes_back_if_it_cannot_be_replaced(exported, folder, t
 def test_devices_there_are_not(exported, device, message):
     with pytest.raises(ValueError, match=message):
         paddle_clip.Predictor(exported[1], device=device)
-
-
-def test_threads_there_are_not(exported):
-    with pytest.raises(ValueError, match="threads is 0; give 1 or more"):
-        paddle_clip.Predictor(exported[1], threads=0)
 
 
 def test_half_precision_is_refused_on_the_cpu(folder):

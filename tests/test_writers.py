@@ -231,3 +231,24 @@ def test_every_float16_widens_to_its_bits(tmp_path, transposed):
     writers.write(str(tmp_path / "x.safetensors"), {"x": halves}, lambda _name: "float32", lambda _checksums: {})
     widened = np.asarray(archives.read(str(tmp_path / "x.safetensors"))["x"])
     np.testing.assert_array_equal(widened.view(np.uint32), halves.astype(np.float32, order="C").view(np.uint32))
+
+
+def test_float16_of_every_layout_widens_part_by_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers, "_PART", 512)
+    monkeypatch.setattr(writers, "_BLOCK", 64)
+    numbers = np.random.default_rng(0).standard_normal(6000).astype(np.float16)
+    arrays = {
+        "plain": numbers.reshape(60, 100),
+        "transposed": numbers.reshape(60, 100).T,
+        "tall, transposed": numbers.reshape(6, 1000).T,
+        "wide, transposed": numbers.reshape(1000, 6).T,
+        "strided": numbers[::3],
+        "permuted": numbers.reshape(10, 20, 30).transpose(2, 0, 1),
+        "one": numbers[0].reshape(()),
+        "none": numbers[:0].reshape(0, 7),
+        "none, transposed": numbers[:0].reshape(0, 7).T,
+    }
+    writers.write(str(tmp_path / "x.safetensors"), arrays, lambda _name: "float32", lambda _checksums: {})
+    found = archives.read(str(tmp_path / "x.safetensors"))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(np.asarray(found[name]), array.astype(np.float32), err_msg=name, strict=True)
