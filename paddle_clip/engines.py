@@ -131,7 +131,7 @@ def write_onnx(directory, tower):
     _run(
         ["-m", "paddle2onnx.command", *arguments],
         options["save_file"],
-        f"translate the {tower} encoder to ONNX (engine='paddle' needs none)",
+        f"translate the {tower} encoder to ONNX",
     )
 
 
