@@ -12,7 +12,6 @@ sys.path[:0] = [ROOT, *(os.path.join(ROOT, folder) for folder in ("convert", "ex
 import paddle_clip  # noqa: F401  isort: skip  before paddle, see paddle_clip.ZLIB_IS_BROKEN
 import paddle
 
-
 # A shell starts what runs in the background deaf to it, and so would be all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
