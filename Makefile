@@ -15,7 +15,7 @@ NUMPY := $(if $(filter 2.%,$(PADDLE)),numpy<2,numpy>=2)
 ONNX := $(if $(filter 2.%,$(PADDLE)),,paddle2onnx openvino nncf onnxruntime)
 export GLOG_minloglevel = 2
 
-.PHONY: demo rn50 test lint parity clean
+.PHONY: ready demo rn50 test lint parity clean
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest
@@ -42,6 +42,8 @@ rn50: $(VENV)/ready
 
 parity: $(VENV)/ready
 	$(BIN)/python convert/parity.py --all
+
+ready: $(VENV)/ready
 
 $(VENV)/ready: setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
