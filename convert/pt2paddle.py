@@ -5,7 +5,6 @@ and has `--verify` beside it, which needs convert/parity.py.
 """
 
 import argparse
-import importlib.metadata
 import os
 import signal
 import subprocess
@@ -56,6 +55,8 @@ def verify(file, report, dtype):
 
 
 def _has_reference():
+    import importlib.metadata  # here, as importing it takes long beside a conversion
+
     try:
         importlib.metadata.distribution("clip-anytorch")
     except importlib.metadata.PackageNotFoundError:

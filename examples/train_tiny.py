@@ -177,15 +177,14 @@ def changed(random, scene, combinations, plain=False):
 
 def draw(scene, random, side=64, noise=6.0):
     """A picture of a scene: colours, size, place, tilt and light vary; `noise` is the most it has, in grey levels."""
-    mask = np.zeros([side, side], np.float32)
+    fine = Image.new("L", (4 * side, 4 * side))
     for x, y, radius in _places(scene, random):
         tilt = random.uniform(-0.35, 0.35)  # ±20°: a square does not become a diamond
         turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
-        fine = Image.new("L", (4 * side, 4 * side))
         for outline, value in zip(SHAPES[scene.shape], (255, 0)):
             corners = (outline @ turn * radius + (x, y)) * 4 * side
             ImageDraw.Draw(fine).polygon([tuple(corner) for corner in corners], fill=value)
-        mask = np.maximum(mask, np.asarray(fine.reduce(4), np.float32) / 255)
+    mask = np.asarray(fine.reduce(4), np.float32) / 255
     colour, background = (
         np.float32(COLOURS[name]) + random.uniform(-14, 14, 3).astype(np.float32)
         for name in (scene.colour, scene.background)

@@ -81,6 +81,7 @@ _MAX_NAME = 1000  # characters
 _MAX_DIRECTORY = 1 << 24  # bytes of a zip's directory, a safetensors header, a JSON file
 _MAX_SHARDS = 1000
 _RELEASE_OVER = 1 << 20  # bytes checked
+_HASHED_AT_ONCE = 1 << 24  # bytes
 
 
 class Checkpoint(dict):
@@ -189,10 +190,10 @@ def _fits_safetensors(data):
 
 def sha256(path):
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with _open(path) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
+    digest, mapped = hashlib.sha256(), _Mapped(path)
+    for start in range(0, len(mapped.data), _HASHED_AT_ONCE):
+        digest.update(mapped.data[start : start + _HASHED_AT_ONCE])
+        mapped.release()
     return digest.hexdigest()
 
 

@@ -28,7 +28,8 @@ except ImportError:  # Windows
 
 _RELEASE_EVERY = 1 << 26  # bytes of the source
 _PART = 1 << 20  # numbers written at once
-_BLOCK = 1 << 16  # numbers widened at once: they stay in the cache
+_BLOCK = 1 << 17  # numbers widened at once: they stay in the cache
+_PIECE = 1 << 19  # bytes given to the system at once: for more Linux takes pages of 2 MB and up, which are rarely at hand
 _STRIP = 16  # numbers of a row transposed at once: a cache line of the result
 _HALF_SCALE = np.float32(2.0**112)
 _RELEASE_OVER = 1 << 20  # bytes of a tensor read back
@@ -188,7 +189,7 @@ class _Widener:
 def _write_at(file, content, offset):
     view = memoryview(content)
     while len(view):
-        count = os.pwrite(file.fileno(), view, offset)
+        count = os.pwrite(file.fileno(), view[:_PIECE], offset)
         view, offset = view[count:], offset + count
 
 
