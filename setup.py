@@ -28,7 +28,7 @@ setup(
     install_requires=["numpy", "pillow", "ftfy", "regex", "tqdm", "filelock", ISAL],
     extras_require={
         "cpu": CPU,
-        "gpu": ["paddlepaddle-gpu>=2.6.2"],
+        "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2"],  # PyPI's newest is 2.6.2, which was built against numpy 1
         "onnx": ONNX,
         "openvino": [*ONNX, "openvino"],
         "int8": [*ONNX, "openvino", "nncf"],

@@ -430,11 +430,15 @@ def _read_safetensors(mapped):
         checkpoint.metadata.update(header.pop("__metadata__", {}))
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = entry["data_offsets"]
+            if entry["dtype"] not in SAFETENSORS_DTYPES:
+                raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}; re-save it as F32, F16 or BF16")
             dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
             if not end_of_last <= start <= end <= len(content) or math.prod(shape) * dtype.itemsize != end - start:
                 raise ValueError(f"{name} is out of bounds or overlaps another")
             checkpoint[name] = np.frombuffer(content[start:end], dtype).reshape(shape)
             end_of_last = end
+    except CheckpointError:
+        raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a damaged or truncated .safetensors file ({error!r})") from None
     return checkpoint

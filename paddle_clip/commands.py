@@ -31,7 +31,8 @@ def convert(arguments, after=lambda file, report: ""):
     """Converts files, or reports on them; what `after` returns is printed after each."""
     from .converter import check, convert
 
-    require_different_outputs(arguments)
+    if not arguments.check:
+        require_different_outputs(arguments)
 
     def work(file):
         contents = None
@@ -55,7 +56,9 @@ def require_different_outputs(arguments):
         arguments.refuse("-o names one output; convert several files without it")
     stems = [os.path.realpath(os.path.splitext(file)[0]) for file in arguments.files]
     if len(set(stems)) < len(stems):
-        arguments.refuse("two of these files have one output, as their names differ in the extension alone: use -o")
+        arguments.refuse(
+            "two of these files have one output, as only their extensions differ: convert each alone, with -o"
+        )
 
 
 def each(files, work):
@@ -250,17 +253,19 @@ def probe(arguments):
 
     from .features import embed
     from .probe import linear_probe
+    from .zeroshot import labelled_files
 
     def features(folder):
+        paths, items, folders = labelled_files(folder)
         found = embed(
             model,
             preprocess,
-            folder,
+            paths,
             batch_size=arguments.batch_size,
             workers=arguments.workers,
             normalize=False,  # as in OpenAI's example
         )
-        return found.features, [_class_of(path, folder) for path in found.paths]
+        return found.features, [folders[label] for _, label in items]
 
     rows, labels = features(arguments.train)
     fitted = linear_probe(rows, labels, arguments.C)
@@ -424,8 +429,6 @@ def _labels(arguments):
     labels, templates = arguments.labels, ["a photo of a {}."]
     if arguments.labels_file:
         labels = _lines(arguments.labels_file)
-        if not labels:
-            raise ValueError(f"{arguments.labels_file} has no labels: expected one per line")
     elif arguments.prompts:
         from .zeroshot import prompts
 
@@ -436,17 +439,16 @@ def _labels(arguments):
 def _lines(path):
     with open(path, encoding="utf-8-sig") as file:
         try:
-            return [line.strip() for line in file if line.strip()]
+            lines = [line.strip() for line in file if line.strip()]
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not a text in UTF-8: {error}") from None
+    if not lines:
+        raise ValueError(f"{path} is empty: expected one text per line")
+    return lines
 
 
 def _require_folder(path):
     os.listdir(path)  # says what is wrong, before a model is loaded
-
-
-def _class_of(path, folder):
-    return os.path.relpath(path, folder).split(os.sep)[0]
 
 
 def _fields(instance, *without):

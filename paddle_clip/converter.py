@@ -46,8 +46,8 @@ def convert(source, output=None, dtype="float32", activation=None, progress=lamb
 
     Args:
         source: path of a checkpoint, recognised by its content: see `archives.read` and `weights.DIALECTS`.
-        output: path to write; `.safetensors` and `.pt` (OpenAI's names, for PyTorch) are written in these forms,
-            anything else in Paddle's. By default the source with the extension `.pdparams`.
+        output: path to write, by extension `.pdparams`, `.safetensors` or `.pt` (OpenAI's names, for PyTorch). By
+            default the source with the extension `.pdparams`.
         dtype: "float32", "float16", "bfloat16", "published" for OpenAI's mix of float16 and float32, or "keep" for
             each tensor's own.
         activation: "quickgelu" or "gelu", where the file does not tell.

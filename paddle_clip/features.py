@@ -131,8 +131,7 @@ def load_features(path):
     """
     path = os.fspath(path)
     if _is_parquet(path):
-        from pyarrow import parquet
-
+        parquet = _pyarrow_parquet()
         with _told_as_no_features(path):
             table = parquet.read_table(path)
             column = table.column("feature").combine_chunks()
@@ -149,6 +148,14 @@ def load_features(path):
         if dimensions != 2 or len(features) != len(paths):
             raise ValueError(f"{path} has the shape {list(features.shape)}, and {len(paths)} paths are beside it")
     return Features(features, paths, [tuple(pair) for pair in damaged])
+
+
+def _pyarrow_parquet():
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise ImportError("Parquet files need pyarrow: pip install pyarrow") from None
+    return parquet
 
 
 @contextlib.contextmanager
@@ -216,7 +223,7 @@ class _File(_Memory):
             raise ValueError(f"the output is {output!r}; choose a name that ends with .npy or .parquet")
         require_place(output)
         if _is_parquet(name):
-            import pyarrow  # noqa: F401  before the work, not after it
+            _pyarrow_parquet()  # before the work, not after it
         elif os.path.exists(_json_of(output)) and not os.path.exists(output):
             raise ValueError(f"{_json_of(output)} is of something else and would be overwritten; choose another output")
         self.output, self.run, self.resume = output, run, resume
@@ -340,8 +347,8 @@ class _File(_Memory):
 
     def _write_parquet(self, paths, shape):
         import pyarrow
-        from pyarrow import parquet
 
+        parquet = _pyarrow_parquet()
         width = shape[1]
         kind = pyarrow.list_(pyarrow.float32(), width)
         name = pyarrow.string() if isinstance(paths[0], str) else pyarrow.int64()

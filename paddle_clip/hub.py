@@ -89,11 +89,11 @@ def save(model, path):
 
     Args:
         model: a `CLIP`.
-        path: the file, by extension `.safetensors`, `.pt` (OpenAI's names and layouts, for PyTorch) or else
+        path: the file, by extension `.safetensors`, `.pt` (OpenAI's names and layouts, for PyTorch) or
             `.pdparams`. It gets its name once it is complete and has been read back.
 
     Raises:
-        CheckpointError: if `path` cannot become the file; an existing one is untouched.
+        CheckpointError: if `path` has another extension or cannot become the file; an existing one is untouched.
         OSError: likewise, if the system refuses to write.
     """
     path = os.fspath(path)

@@ -539,8 +539,8 @@ class CLIP(nn.Layer):
             text: token ids [B, L], int64, L at most the context length, as `tokenize` returns them. The feature is
                 read at the highest id of each row: end-of-text.
             trim: whether to leave out what follows the last end-of-text of the batch. No token sees a later one, so
-                the result is the same, and ordinary texts take a sixth of the time. False keeps the shapes fixed, as
-                a static graph does.
+                the result is the same to rounding, and ordinary texts take a sixth of the time. False keeps the shapes
+                fixed, as a static graph does.
 
         Returns:
             [B, E] in the model's dtype.

@@ -29,14 +29,16 @@ except ImportError:  # Windows
 _RELEASE_EVERY = 1 << 26  # bytes of the source
 _PART = 1 << 20  # numbers written at once
 _BLOCK = 1 << 17  # numbers widened at once: they stay in the cache
-_PIECE = 1 << 19  # bytes given to the system at once: for more Linux takes pages of 2 MB and up, which are rarely at hand
+# Bytes given to the system at once. For more, Linux looks for pages of 2 MB and up, which are rarely at hand: some ten
+# times slower, where the host of a virtual machine has to find them.
+_PIECE = 1 << 19
 _STRIP = 16  # numbers of a row transposed at once: a cache line of the result
 _HALF_SCALE = np.float32(2.0**112)
 _RELEASE_OVER = 1 << 20  # bytes of a tensor read back
 
 
 def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names, release=lambda: None):
-    """Writes a checkpoint in the form its extension names: `.safetensors`, `.pt`, or else Paddle's.
+    """Writes a checkpoint in the form its extension names: `.pdparams`, `.safetensors` or `.pt`.
 
     Before the file is complete, and after any failure, an existing file of that name is untouched.
 
@@ -51,11 +53,13 @@ def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names,
         release: called now and then, when the arrays written so far are no longer needed.
 
     Raises:
-        CheckpointError: if `path` cannot become the file, a number does not fit its dtype, or the file read back
-            differs.
+        CheckpointError: if `path` has another extension or cannot become the file, a number does not fit its dtype, or
+            the file read back differs.
         OSError: if the disk is full or the folder cannot be written.
     """
-    form = {".safetensors": _safetensors, ".pt": _torch}.get(os.path.splitext(path)[1], _pickle)
+    form = {".pdparams": _pickle, ".safetensors": _safetensors, ".pt": _torch}.get(os.path.splitext(path)[1])
+    if form is None:
+        raise CheckpointError(f"the output is {path}; choose a name that ends with .pdparams, .safetensors or .pt")
     dtypes = {name: _result_dtype(array.dtype, dtype_of(name)) for name, array in arrays.items()}
     tensors = {name: _Tensor(dtypes[name], tuple(array.shape)) for name, array in arrays.items()}
     checksums = dict.fromkeys(arrays, 0)

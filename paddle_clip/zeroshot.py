@@ -266,7 +266,7 @@ def evaluate(
         RuntimeError: if a text is too long.
     """
     if isinstance(dataset, (str, os.PathLike)):
-        names, items, folders = _labelled_files(dataset)
+        names, items, folders = labelled_files(dataset)
         if classnames is None:
             classnames = [folder.replace("_", " ") for folder in folders]
         if len(classnames) != len(folders):
@@ -296,7 +296,7 @@ def evaluate(
     return Accuracy(float(first / count), float(five / count), count, damaged)
 
 
-def _labelled_files(folder):
+def labelled_files(folder):
     """The paths of a folder-per-class data set, the same with labels, and the names of the folders, sorted."""
     with os.scandir(folder) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))

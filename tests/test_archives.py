@@ -244,6 +244,9 @@ def test_reads_safetensors(tmp_path):
     assert list(found) == ["a", "b"]
     np.testing.assert_array_equal(found["a"], a, strict=True)
     np.testing.assert_array_equal(found["b"], b, strict=True)
+    (tmp_path / "x.safetensors").write_bytes(content.replace(b'"F16"', b'"I16"'))
+    with pytest.raises(CheckpointError, match="b is of dtype I16; re-save it as F32"):
+        archives.read(tmp_path / "x.safetensors")
 
 
 def test_parse_makes_no_objects():

@@ -224,6 +224,10 @@ def test_probe(succeeds, photos, tmp_path):
     assert list(paddle_clip.LinearProbe.load(tmp_path / "x.npz").classes) == ["blue", "green", "red"]
 
 
+def test_probe_takes_one_folder_per_class(fails, photos):
+    fails("probe", photos / "red", words=["has no folders"])
+
+
 def test_finetune(succeeds, fails, photos, tmp_path, model):
     output = tmp_path / "x.pdparams"
     arguments = ["finetune", photos, "-o", output, "--batch-size", 3, "--learning-rate", 1e-3]
@@ -295,7 +299,7 @@ def test_no_images(fails, tmp_path):
     assert fails("embed", tmp_path / "empty", "-o", tmp_path / "x.npy", words=words)
     assert fails("finetune", tmp_path / "empty", "-o", tmp_path / "x.pdparams", words=words)
     assert fails("evaluate", tmp_path / "empty", words=["has no folders"])
-    assert fails("probe", tmp_path / "empty", words=words)
+    assert fails("probe", tmp_path / "empty", words=["has no folders"])
 
 
 def test_features_that_are_none(fails, tmp_path):
@@ -316,7 +320,7 @@ def test_what_would_fail_late_fails_at_once(fails, succeeds, photos, tmp_path, m
 def test_no_labels_and_no_texts(fails, photos, tmp_path):
     assert fails("classify", photos, words=["there are no labels: give --labels"])
     (tmp_path / "labels.txt").write_text("\n \n")
-    assert fails("classify", photos, "--labels-file", tmp_path / "labels.txt", words=["has no labels"])
+    assert fails("classify", photos, "--labels-file", tmp_path / "labels.txt", words=["is empty"])
     assert fails("classify", photos, "--labels-file", photos / "red" / "0.png", words=["not a text in UTF-8"])
     assert fails("classify", photos, "--labels", "a", "--template", "b", words=["'b' has no {}"])
     assert fails("classify", photos, "--labels", "a " * 100, words=["tokens long"])

@@ -128,3 +128,17 @@ def test_one_output_for_two_files_is_refused(run, folder):
     done = run(PT2PADDLE, folder / "vit.pt", folder / "resnet.pt", "-o", folder / "x.pdparams")
     assert done.returncode == 2
     assert "several files" in done.stderr
+
+
+def test_an_output_of_another_extension_is_refused(run, folder):
+    fails(run(PT2PADDLE, folder / "vit.pt", "-o", folder / "vit.pth"), "ends with .pdparams, .safetensors or .pt")
+    assert sorted(os.listdir(folder)) == ["resnet.pt", "vit.pt"]
+
+
+def test_files_that_differ_in_the_extension_alone_are_checked_together(run, folder):
+    (folder / "vit.pth").write_bytes((folder / "vit.pt").read_bytes())
+    files = [folder / "vit.pt", folder / "vit.pth"]
+    assert run(PT2PADDLE, *files, "--check").returncode == 0
+    done = run(PT2PADDLE, *files)
+    assert done.returncode == 2
+    assert "only their extensions differ" in done.stderr

@@ -143,35 +143,35 @@ def test_a_full_disk_is_one_error(tmp_path):
 
 
 def test_special_outputs_are_refused(tmp_path):
-    (tmp_path / "real").write_bytes(b"old")
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "fifo")
-    for name in ("link", "folder", "fifo"):
+    (tmp_path / "real.pt").write_bytes(b"old")
+    (tmp_path / "link.pt").symlink_to(tmp_path / "real.pt")
+    (tmp_path / "folder.pt").mkdir()
+    os.mkfifo(tmp_path / "fifo.pt")
+    for name in ("link.pt", "folder.pt", "fifo.pt"):
         with pytest.raises(CheckpointError, match="not a regular file"):
             write(tmp_path / name, {"a": np.ones(1, np.float32)})
-    assert (tmp_path / "real").read_bytes() == b"old"
-    (tmp_path / ".x.partial").symlink_to(tmp_path / "real")
+    assert (tmp_path / "real.pt").read_bytes() == b"old"
+    (tmp_path / ".x.pt.partial").symlink_to(tmp_path / "real.pt")
     with pytest.raises(OSError, match="Too many levels"):
-        write(tmp_path / "x", {"a": np.ones(1, np.float32)})
-    assert (tmp_path / "real").read_bytes() == b"old"
+        write(tmp_path / "x.pt", {"a": np.ones(1, np.float32)})
+    assert (tmp_path / "real.pt").read_bytes() == b"old"
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):
-    (tmp_path / ".x.partial").write_bytes(b"")
-    with open(tmp_path / ".x.partial", "wb") as other:
+    (tmp_path / ".x.pt.partial").write_bytes(b"")
+    with open(tmp_path / ".x.pt.partial", "wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(CheckpointError, match="another process is writing"):
-            write(tmp_path / "x", {"a": np.ones(1, np.float32)})
-    write(tmp_path / "x", {"a": np.ones(1, np.float32)})
-    assert os.listdir(tmp_path) == ["x"]
+            write(tmp_path / "x.pt", {"a": np.ones(1, np.float32)})
+    write(tmp_path / "x.pt", {"a": np.ones(1, np.float32)})
+    assert os.listdir(tmp_path) == ["x.pt"]
 
 
 def test_what_a_killed_process_left_is_used_up(tmp_path):
-    (tmp_path / ".x.partial").write_bytes(b"left over" * 1000)
-    write(tmp_path / "x", {"a": np.ones(1, np.float32)})
-    assert os.listdir(tmp_path) == ["x"]
-    assert archives.read(tmp_path / "x")["a"].tolist() == [1]
+    (tmp_path / ".x.pt.partial").write_bytes(b"left over" * 1000)
+    write(tmp_path / "x.pt", {"a": np.ones(1, np.float32)})
+    assert os.listdir(tmp_path) == ["x.pt"]
+    assert archives.read(tmp_path / "x.pt")["a"].tolist() == [1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -201,10 +201,10 @@ def test_an_interruption_is_one_error_line(files, tmp_path, number):
 def test_written_files_have_the_usual_permissions(tmp_path):
     umask = os.umask(0o022)
     try:
-        write(tmp_path / "x", {"a": np.ones(1, np.float32)})
+        write(tmp_path / "x.pt", {"a": np.ones(1, np.float32)})
     finally:
         os.umask(umask)
-    assert os.stat(tmp_path / "x").st_mode & 0o777 == 0o644
+    assert os.stat(tmp_path / "x.pt").st_mode & 0o777 == 0o644
 
 
 def test_cast_rounds_like_pytorch():
