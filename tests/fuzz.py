@@ -1,10 +1,10 @@
-"""Mutates real checkpoints and converts them: `python tests/fuzz.py FOLDER [--count 100000] [--seed 0]`.
+"""Mutates real checkpoints and converts them: `python tests/fuzz.py [--count 100000] [--seed 0]`.
 
-FOLDER holds small checkpoints, such as make_files.py writes. Each is mutated at the level of bytes, of zip records, of
-pickle opcodes or of the safetensors header, and converted in a worker process with bounded memory. A mutant may be
-refused with `CheckpointError`, or converted, with a result that reads back. Anything else is a failure: another
-exception, more than ten seconds, more memory than the bound, a file left behind, a command that ran. A worker stops at
-its first failure and keeps that mutant; the exit code is then 1.
+The checkpoints are small ones of make_files.py. Each is mutated at the level of bytes, of zip records, of pickle
+opcodes or of the safetensors header, and converted in a worker process with bounded memory. A mutant may be refused
+with `CheckpointError`, or converted, with a result that reads back. Anything else is a failure: another exception, more
+than ten seconds, more memory than the bound, a file left behind, a command that ran. A worker stops at its first
+failure and keeps that mutant; the exit code is then 1.
 """
 
 import argparse
@@ -18,13 +18,15 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 import zipfile
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, os.pardir))
 warnings.simplefilter("ignore")
 
 import numpy as np
@@ -294,12 +296,13 @@ def corpus(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", default="0")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    outcomes, slowest, failures = fuzz(corpus(arguments.folder), arguments.count, arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, os.path.join(HERE, "make_files.py"), folder], check=True)
+        outcomes, slowest, failures = fuzz(corpus(folder), arguments.count, arguments.seed)
     for outcome, number in sorted(outcomes.items()):
         print(f"{number:>8,}  {outcome}")
     seconds = time.perf_counter() - start
