@@ -117,10 +117,14 @@ def write(path, arrays, dtype_of, metadata, progress=lambda names, total: names,
 
 def require_place(path):
     """Raises FileNotFoundError if there is no folder for a file, ValueError if something else has its name."""
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise FileNotFoundError(f"the folder of the output {path!r} does not exist")
+    _require_folder(path)
     if os.path.lexists(path) and not os.path.isfile(path):
         raise ValueError(f"{path} exists and is not a file; choose another output")
+
+
+def _require_folder(path):
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise FileNotFoundError(f"the folder of the output {path!r} does not exist")
 
 
 class _Tensor(NamedTuple):
@@ -203,6 +207,7 @@ def _replacing(path):
 
     It has one name, so that what a killed process left is used up by the next, and a lock, so that two do not write it.
     """
+    _require_folder(path)
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise CheckpointError(f"{path} exists and is not a regular file; choose another output with -o")
     folder, name = os.path.split(os.path.abspath(path))

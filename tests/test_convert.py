@@ -104,7 +104,7 @@ def test_errors_are_one_line_and_touch_nothing(run, files, folder):
     assert fails(run(PT2PADDLE, folder / "empty.pt", *out), "is empty")
     assert fails(run(os.path.abspath(PT2PADDLE), folder / "evil.pt", *out, cwd=folder), "refused", ".system")
     assert fails(run(PT2PADDLE, folder / "other.pt", *out), "is not a CLIP model", "ln_final.weight is missing")
-    assert fails(run(PT2PADDLE, folder / "vit.pt", "-o", folder / "nowhere" / "x.pdparams"), "No such file")
+    assert fails(run(PT2PADDLE, folder / "vit.pt", "-o", folder / "nowhere" / "x.pdparams"), "does not exist")
     assert fails(run(PT2PADDLE, folder / "vit.pt", "-o", folder / "vit.pt"), "is the input itself")
     os.mkfifo(folder / "fifo")
     assert fails(run(PT2PADDLE, "/dev/zero", *out), "not a regular file")
