@@ -252,10 +252,11 @@ def build_parser():
     child = add(
         "export",
         "write a model for deployment without its Python code",
-        ["paddle-clip export vit-b-32/", "paddle-clip export mine/ --model mine.pdparams --onnx"],
+        ["paddle-clip export vit-b-32/", "paddle-clip export mine/ --model mine.pdparams --openvino"],
     )
     child.add_argument("output", metavar="DIRECTORY", help="folder to write")
-    child.add_argument("--onnx", action="store_true", help="write ONNX files too, for OpenVINO, ONNX Runtime, TensorRT")
+    child.add_argument("--onnx", action="store_true", help="write ONNX files too, for ONNX Runtime and TensorRT")
+    child.add_argument("--openvino", action="store_true", help="write OpenVINO's files too, which are faster on a CPU")
     _add_model(child)
     _add_json(child)
 

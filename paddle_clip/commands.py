@@ -339,7 +339,7 @@ def export(arguments):
 
     from .deploy import export
 
-    export(model, arguments.output, onnx=arguments.onnx)
+    export(model, arguments.output, onnx=arguments.onnx, openvino=arguments.openvino)
     if arguments.json:
         _print_json({"output": arguments.output})
     else:

@@ -42,7 +42,7 @@ class _Tower(nn.Layer):
         return self.encode(x).astype("float32")
 
 
-def export(model, directory, onnx=False, calibration=None):
+def export(model, directory, onnx=False, openvino=False, calibration=None):
     """Writes both encoders as Paddle Inference programs, which run without this package's networks.
 
     Batch size and text length stay free. Convolutions and their batch norms are folded when the folder is loaded.
@@ -50,36 +50,42 @@ def export(model, directory, onnx=False, calibration=None):
     Args:
         model: a `CLIP` in float32, or, for a GPU, float16 or bfloat16.
         directory: folder to make. One that `export` wrote before is replaced; any other must be empty.
-        onnx: whether to write both encoders as image.onnx and text.onnx too, for ONNX Runtime, TensorRT, OpenVINO.
+        onnx: whether to write both encoders as image.onnx and text.onnx too, for ONNX Runtime, TensorRT and others.
             Takes Paddle 3, a model in float32 and the extra `onnx`.
+        openvino: whether to write both encoders for OpenVINO too. Takes Paddle 3, a model in float32 and the extra
+            `openvino`.
         calibration: some hundreds of preprocessed pictures of the kind the model will see, [N, 3, R, R], numpy array or
             Tensor. The image encoder is then written in int8 too, for `Predictor(…, precision="int8")`. Takes the
-            extra `int8`; implies `onnx`.
+            extra `int8`; implies `openvino`.
 
     Raises:
-        ValueError: if the model is in another dtype, the Paddle another than `onnx` takes, or `calibration` of another
-            shape.
+        ValueError: if the model is in another dtype, it or the Paddle another than `onnx` and `openvino` take, or
+            `calibration` of another shape.
         FileExistsError: if the folder holds anything else.
         ImportError: if what an extra brings is not installed.
         RuntimeError: if the translation or the quantisation fails.
     """
     if calibration is not None:
-        onnx, calibration = True, _images(calibration, model.visual.input_resolution)
+        openvino, calibration = True, _images(calibration, model.visual.input_resolution)
         if not len(calibration):
             raise ValueError("calibration has no images; give some hundreds")
     dtype = str(model.dtype).split(".")[-1]
     if dtype not in DTYPES:
         raise ValueError(f"the model is in {dtype}; export takes {', '.join(DTYPES)}: load it with dtype='float32'")
-    if onnx and (dtype != "float32" or not PADDLE_3):
-        raise ValueError(f"ONNX files take a float32 model and Paddle 3; this is {dtype}, Paddle {paddle.__version__}")
-    engines.require(*["paddle2onnx"] * onnx, *["nncf"] * (calibration is not None))
+    if (onnx or openvino) and (dtype != "float32" or not PADDLE_3):
+        raise ValueError(
+            "files for ONNX and OpenVINO take a float32 model and Paddle 3; "
+            f"this is {dtype}, Paddle {paddle.__version__}"
+        )
+    needed = {"paddle2onnx": onnx or openvino, "openvino": openvino, "nncf": calibration is not None}
+    engines.require(*(package for package in needed if needed[package]))
     directory = os.path.realpath(directory)  # a link to a folder stays one
     if os.path.lexists(directory) and not _is_replaceable(directory):
         raise FileExistsError(f"{directory} is not an empty folder, nor one that export wrote: choose another")
     os.makedirs(os.path.dirname(directory), exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(directory)}.", dir=os.path.dirname(directory))
     try:
-        _write(model, dtype, partial, onnx, calibration)
+        _write(model, dtype, partial, onnx, openvino, calibration)
         os.chmod(partial, 0o755)
         _replace(directory, partial)
     finally:
@@ -113,7 +119,7 @@ def _is_export(directory):
         return False
 
 
-def _write(model, dtype, directory, onnx, calibration):
+def _write(model, dtype, directory, onnx, openvino, calibration):
     size = model.visual.input_resolution
     specs = {"image": InputSpec([None, 3, size, size], "float32"), "text": InputSpec([None, None], "int64")}
     encoders = {"image": model.encode_image, "text": model.encode_text}
@@ -133,9 +139,13 @@ def _write(model, dtype, directory, onnx, calibration):
     for name in os.listdir(directory):
         if name.endswith(".info"):  # of paddle.jit.load alone
             os.unlink(os.path.join(directory, name))
-    if onnx:
-        for tower in TOWERS:
+    for tower in TOWERS:
+        if onnx or openvino:
             engines.write_onnx(directory, tower)
+        if openvino:
+            engines.write_openvino(directory, tower)
+            if not onnx:
+                os.unlink(os.path.join(directory, f"{tower}.onnx"))
     if calibration is not None:
         engines.write_int8(directory, calibration, type(model.visual).__name__ == "VisualTransformer")
     description = {
@@ -174,7 +184,7 @@ class Predictor:
         threads: for the CPU; by default one for each core this process may use.
         device: "cpu", "gpu" or "gpu:<number>"; by default Paddle's current one.
         engine: "paddle", which is Paddle Inference with oneDNN on the CPU (with Paddle 2 MKL) and CUDA on a GPU; or
-            "openvino", on the CPU. By default OpenVINO, if it is installed and the export holds ONNX files.
+            "openvino", on the CPU. By default OpenVINO, if it is installed and the export holds its files.
         precision: "float32", or "int8" for the image encoder that `export(…, calibration=…)` quantised, by OpenVINO.
 
     Raises:
@@ -210,8 +220,12 @@ class Predictor:
             self._images_at_once = self._tokens_at_once = 1 << 62
         self._lock = threading.Lock()
         if self.engine == "openvino":
-            files = {"image": "image.int8.xml" if precision == "int8" else "image.onnx", "text": "text.onnx"}
-            self._towers = {tower: OpenVINO(directory, file, self.threads) for tower, file in files.items()}
+            image = "image.int8.xml" if precision == "int8" else "image.xml"
+            size = self.image_resolution
+            self._towers = {
+                "image": OpenVINO(directory, image, self.threads, np.zeros((1, 3, size, size), np.float32)),
+                "text": OpenVINO(directory, "text.xml", self.threads, np.zeros((1, self.context_length), np.int64)),
+            }
         else:
             self._towers = {
                 tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once)
@@ -303,7 +317,7 @@ def compile(model, threads=None, engine=None, calibration=None):
         engines.require("openvino")
     with tempfile.TemporaryDirectory() as folder:
         directory = os.path.join(folder, "export")
-        export(model, directory, engine == "openvino", calibration)
+        export(model, directory, openvino=engine == "openvino", calibration=calibration)
         return Predictor(directory, threads, engine=engine, precision=precision)
 
 
@@ -398,12 +412,10 @@ def _engine(engine, precision, device, directory, files):
     """The engine asked for, or by default the one for this machine and these files of an export."""
     if precision == "int8" and "image.int8.xml" not in files:
         raise FileNotFoundError(f"{directory} holds no int8 encoder: export the model again with calibration=images")
-    onnx = all(f"{tower}.onnx" in files for tower in TOWERS)
-    if engine == "openvino" and not onnx:
-        raise FileNotFoundError(
-            f"{directory} holds no ONNX files, which OpenVINO runs: export the model again with onnx=True"
-        )
-    usable = device == "cpu" and onnx and importlib.util.find_spec("openvino")
+    has_files = all(f"{tower}.xml" in files for tower in TOWERS)
+    if engine == "openvino" and not has_files:
+        raise FileNotFoundError(f"{directory} holds no files for OpenVINO: export the model again with openvino=True")
+    usable = device == "cpu" and has_files and importlib.util.find_spec("openvino")
     return engine or ("openvino" if usable or precision == "int8" else "paddle")
 
 

@@ -1,6 +1,7 @@
-"""What runs an exported encoder: Paddle Inference, or OpenVINO, which is an extra and reads ONNX files."""
+"""What runs an exported encoder: Paddle Inference, or OpenVINO, which is an extra; and what translates programs."""
 
 import importlib.util
+import mmap
 import os
 import subprocess
 import sys
@@ -81,15 +82,16 @@ class OpenVINO:
     """An encoder, array to array, by OpenVINO on the CPU.
 
     Args:
-        directory: what `export(…, onnx=True)` wrote.
-        file: name of one of its .onnx or .xml files.
+        directory: what `export(…, openvino=True)` wrote.
+        file: name of one of its .xml files.
         threads: of the CPU.
+        example: an input.
 
     Raises:
         ImportError: if OpenVINO is not installed.
     """
 
-    def __init__(self, directory, file, threads):
+    def __init__(self, directory, file, threads, example):
         require("openvino")
         import openvino
 
@@ -98,8 +100,17 @@ class OpenVINO:
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",  # and not bfloat16, where the processor has it
         }
-        program = openvino.Core().compile_model(os.path.join(directory, file), "CPU", settings)
-        self._request = program.create_infer_request()
+        path = os.path.join(directory, file)
+        with open(os.path.splitext(path)[0] + ".bin", "rb") as weights:
+            mapped = mmap.mmap(weights.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._weights = np.frombuffer(mapped, np.uint8)
+        core = openvino.Core()
+        with open(path, "rb") as program:
+            model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))
+        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        # The first run packs the weights. The system reads the rest of the file again where it is asked for.
+        self(example)
+        mapped.madvise(mmap.MADV_DONTNEED)
 
     def __call__(self, array):
         return self._request.infer([array])[0]
@@ -135,13 +146,34 @@ def write_onnx(directory, tower):
     )
 
 
+TRANSLATE = """
+import sys, openvino
+path, = sys.argv[1:]
+openvino.save_model(openvino.Core().read_model(path + ".onnx"), path + ".xml", compress_to_fp16=False)
+"""
+
+
+def write_openvino(directory, tower):
+    """Translates <tower>.onnx, of `write_onnx`, into OpenVINO's <tower>.xml and .bin beside it.
+
+    Its weights are read as they are needed, which those in a .onnx file are not.
+
+    Raises:
+        ImportError: if OpenVINO is not installed.
+        RuntimeError: if it fails, with what it said last.
+    """
+    require("openvino")
+    path = os.path.join(directory, tower)
+    _run(["-c", TRANSLATE, path], path + ".bin", f"translate the {tower} encoder for OpenVINO")
+
+
 QUANTIZE = """
 import logging, sys
 import nncf, numpy, openvino
 nncf.set_log_level(logging.ERROR)
 directory, kind = sys.argv[1:]
 images = numpy.load(f"{directory}/calibration.npy", mmap_mode="r")
-model = openvino.Core().read_model(f"{directory}/image.onnx")
+model = openvino.Core().read_model(f"{directory}/image.xml")
 data = nncf.Dataset([image[None] for image in images])
 model = nncf.quantize(model, data, subset_size=len(images), model_type=getattr(nncf.ModelType, kind, None))
 openvino.save_model(model, f"{directory}/image.int8.xml")
@@ -149,10 +181,10 @@ openvino.save_model(model, f"{directory}/image.int8.xml")
 
 
 def write_int8(directory, images, transformer):
-    """Quantises image.onnx into image.int8.xml and .bin beside it: NNCF's post-training quantisation.
+    """Quantises image.xml into image.int8.xml and .bin beside it: NNCF's post-training quantisation.
 
     Args:
-        directory: with the image.onnx of `write_onnx`.
+        directory: with the image.xml of `write_openvino`.
         images: what the ranges of the activations are read from, [N, 3, R, R].
         transformer: whether the encoder is one; a convolutional network has other rules.
 

@@ -12,10 +12,10 @@ from paddle_clip import CheckpointError, deploy, engines
 from paddle_clip.presets import build
 from variants import VARIANTS
 
-# Paddle 3 is tested with the extra, Paddle 2 without it.
-ONNX = deploy.PADDLE_3
-needs_onnx = pytest.mark.skipif(not ONNX, reason="ONNX files are for Paddle 3")
-ENGINES = ["paddle", pytest.param("openvino", marks=needs_onnx)]
+# Paddle 3 is tested with the extras, Paddle 2 without them.
+EXTRAS = deploy.PADDLE_3
+needs_extras = pytest.mark.skipif(not EXTRAS, reason="files for ONNX and OpenVINO take Paddle 3")
+ENGINES = ["paddle", pytest.param("openvino", marks=needs_extras)]
 
 
 @pytest.fixture(scope="module", params=sorted(VARIANTS))
@@ -30,7 +30,7 @@ def exported(request, tmp_path_factory):
         buffer.set_value(buffer + paddle.rand(buffer.shape) * 0.3 if "_variance" in name else buffer + 0.1)
     model.eval()
     directory = tmp_path_factory.mktemp("exports") / "model"
-    paddle_clip.export(model, directory, onnx=ONNX)
+    paddle_clip.export(model, directory, onnx=EXTRAS, openvino=EXTRAS)
     return model, directory
 
 
@@ -132,7 +132,7 @@ def test_compile_equals_export_and_leaves_no_file(tmp_path, monkeypatch, engine)
     model.eval()
     predictor = paddle_clip.compile(model, threads=1, engine=engine)
     assert predictor.threads == 1
-    assert predictor.engine == (engine or ("openvino" if ONNX else "paddle"))
+    assert predictor.engine == (engine or ("openvino" if EXTRAS else "paddle"))
     images, _ = images_and_texts(model, 2)
     with paddle.no_grad():
         assert_close(predictor.encode_image(images), model.encode_image(paddle.to_tensor(images)).numpy())
@@ -164,7 +164,9 @@ def test_wrong_inputs(exported, predictor):
         predictor.encode_text(np.zeros((1, exported[0].context_length + 1), np.int64))
 
 
-@pytest.mark.parametrize("suffix", [".pdiparams", pytest.param(".onnx", marks=needs_onnx)])
+@pytest.mark.parametrize(
+    "suffix", [".pdiparams", *(pytest.param(suffix, marks=needs_extras) for suffix in (".onnx", ".xml", ".bin"))]
+)
 def test_damaged_exports(folder, suffix):
     path = next(path for path in sorted(folder.iterdir()) if path.suffix == suffix)
     content = bytearray(path.read_bytes())
@@ -205,7 +207,7 @@ def test_other_versions(folder, change, message):
         paddle_clip.Predictor(folder)
 
 
-@needs_onnx
+@needs_extras
 def test_onnx_files_run_elsewhere(exported):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     model, directory = exported
@@ -232,14 +234,15 @@ def test_engines_there_are_not(exported, tmp_path, monkeypatch):
             ask(threads=0)
     paddle_clip.export(model, tmp_path / "plain")
     assert paddle_clip.Predictor(tmp_path / "plain").engine == "paddle"
-    with pytest.raises(FileNotFoundError, match=r"holds no ONNX files, .* with onnx=True"):
+    with pytest.raises(FileNotFoundError, match=r"holds no files for OpenVINO: .* with openvino=True"):
         paddle_clip.Predictor(tmp_path / "plain", engine="openvino")
     monkeypatch.setattr(deploy, "PADDLE_3", False)
-    with pytest.raises(ValueError, match="ONNX files take a float32 model and Paddle 3"):
-        paddle_clip.export(model, tmp_path / "onnx", onnx=True)
+    for files in ("onnx", "openvino"):
+        with pytest.raises(ValueError, match="files for ONNX and OpenVINO take a float32 model and Paddle 3"):
+            paddle_clip.export(model, tmp_path / files, **{files: True})
 
 
-@needs_onnx
+@needs_extras
 def test_without_the_extra(exported, tmp_path, monkeypatch):
     """The way without it is taken by default, and asking for it says how to install it."""
     model, directory = exported
@@ -247,6 +250,7 @@ def test_without_the_extra(exported, tmp_path, monkeypatch):
     assert paddle_clip.compile(model).engine == paddle_clip.Predictor(directory).engine == "paddle"
     for ask in (
         lambda: paddle_clip.export(model, tmp_path / "new", onnx=True),
+        lambda: paddle_clip.export(model, tmp_path / "new", openvino=True),
         lambda: paddle_clip.compile(model, engine="openvino"),
         lambda: paddle_clip.Predictor(directory, engine="openvino"),
     ):
@@ -255,7 +259,7 @@ def test_without_the_extra(exported, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-@needs_onnx
+@needs_extras
 def test_what_paddle2onnx_says_is_passed_on(exported, tmp_path):
     with pytest.raises(
         RuntimeError, match=r"could not translate the image encoder to ONNX \(exit status \d+\): .*image\.json"
@@ -263,7 +267,36 @@ def test_what_paddle2onnx_says_is_passed_on(exported, tmp_path):
         engines.write_onnx(str(tmp_path), "image")
 
 
-@needs_onnx
+@needs_extras
+def test_each_file_is_written_when_asked_for(exported, tmp_path):
+    model, _ = exported
+    names = {"onnx": {"image.onnx", "text.onnx"}, "openvino": {"image.xml", "image.bin", "text.xml", "text.bin"}}
+    for files, expected in names.items():
+        paddle_clip.export(model, tmp_path / files, **{files: True})
+        plain = {*PROGRAMS, "config.json"}
+        assert set(os.listdir(tmp_path / files)) == plain | expected
+    assert paddle_clip.Predictor(tmp_path / "onnx").engine == "paddle"
+
+
+@needs_extras
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="this system does not tell what is resident")
+def test_openvino_keeps_no_weights_it_has_packed(exported):
+    """Both files are mapped, and nothing of them is in memory until it is read again."""
+    directory = exported[1]
+    predictor = paddle_clip.Predictor(directory, engine="openvino")
+    resident, mapping = {}, None
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            if line[0] in "0123456789abcdef":
+                mapping = line.split()[-1]
+            elif line.startswith("Rss:"):
+                resident.setdefault(mapping, []).append(int(line.split()[1]))
+    for tower in ("image", "text"):
+        assert 0 in resident[os.path.realpath(directory / f"{tower}.bin")]
+    del predictor
+
+
+@needs_extras
 def test_int8(exported, tmp_path):
     """The image encoder alone is quantised: its features stay near, and those of texts as they are."""
     pytest.importorskip("nncf", reason="NNCF is not installed")
@@ -286,12 +319,12 @@ def test_int8_that_is_not_there(exported, tmp_path, monkeypatch):
     model, directory = exported
     with pytest.raises(FileNotFoundError, match="holds no int8 encoder: export the model again with calibration"):
         paddle_clip.Predictor(directory, precision="int8")
-    if ONNX:
+    if EXTRAS:
         with pytest.raises(ValueError, match=r"images are \[2, 3, 8, 8\]; this model takes"):
             paddle_clip.compile(model, calibration=np.zeros((2, 3, 8, 8)))
     with pytest.raises(ValueError, match="the precision is 'int4'; choose float32 or int8"):
         paddle_clip.Predictor(directory, precision="int4")
-    if ONNX:
+    if EXTRAS:
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else find(name))
         with pytest.raises(ImportError, match="nncf is not installed: pip install nncf openvino paddle2onnx"):
