@@ -198,10 +198,11 @@ def evaluate(arguments):
 def embed(arguments):
     images = arguments.images
     images = images[0] if len(images) == 1 and os.path.isdir(images[0]) else _images(images)
+
+    from .features import embed, require_output
+
+    require_output(arguments.output)
     model, preprocess = _load(arguments)
-
-    from .features import embed
-
     found = embed(
         model,
         preprocess,
@@ -286,8 +287,10 @@ def probe(arguments):
 
 def finetune(arguments):
     from .pairs import read_pairs
+    from .writers import require_place
 
     pairs = read_pairs(arguments.pairs, arguments.template)
+    require_place(arguments.output)
     model, preprocess = _load(arguments)
 
     from tqdm import tqdm

@@ -116,6 +116,23 @@ def embed(
             return store.finish([name for name in names if name not in skipped])
 
 
+def require_output(path):
+    """Raises what `embed` would for an output it cannot write, before any work is done.
+
+    Raises:
+        ValueError: if its name has another extension, or something else would be overwritten.
+        FileNotFoundError: if there is no folder for it.
+        ImportError: if it takes pyarrow, which is not installed.
+    """
+    if not path.endswith((".npy", ".parquet")):
+        raise ValueError(f"the output is {path!r}; choose a name that ends with .npy or .parquet")
+    require_place(path)
+    if _is_parquet(path):
+        _pyarrow_parquet()
+    elif os.path.exists(_json_of(path)) and not os.path.exists(path):
+        raise ValueError(f"{_json_of(path)} is of something else and would be overwritten; choose another output")
+
+
 def load_features(path):
     """Reads what `embed` wrote.
 
@@ -218,14 +235,8 @@ class _File(_Memory):
     """
 
     def __init__(self, output, run, resume):
+        require_output(output)
         folder, name = os.path.split(os.path.abspath(output))
-        if not name.endswith((".npy", ".parquet")):
-            raise ValueError(f"the output is {output!r}; choose a name that ends with .npy or .parquet")
-        require_place(output)
-        if _is_parquet(name):
-            _pyarrow_parquet()  # before the work, not after it
-        elif os.path.exists(_json_of(output)) and not os.path.exists(output):
-            raise ValueError(f"{_json_of(output)} is of something else and would be overwritten; choose another output")
         self.output, self.run, self.resume = output, run, resume
         self.partial = os.path.join(folder, f".{name}.partial")
         self.journal_path = os.path.join(folder, f".{name}.journal")

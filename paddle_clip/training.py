@@ -355,8 +355,9 @@ def _require_sound(model, settings, pairs, per_epoch, save_every):
         raise ValueError(f"save_every is {save_every}; it must be at least 1")
     if not settings["learning_rate"] > 0:
         raise ValueError(f"learning_rate is {settings['learning_rate']}; it must be above 0")
-    if not settings["weight_decay"] >= 0:
-        raise ValueError(f"weight_decay is {settings['weight_decay']}; it must be at least 0")
+    for name in ("weight_decay", "seed"):
+        if not settings[name] >= 0:
+            raise ValueError(f"{name} is {settings[name]}; it must be at least 0")
     if settings["clip_norm"] is not None and not settings["clip_norm"] > 0:
         raise ValueError(f"clip_norm is {settings['clip_norm']}; it must be above 0, or None for no limit")
     if not 0 <= settings["warmup"] <= 1:

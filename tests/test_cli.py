@@ -313,8 +313,9 @@ def test_what_would_fail_late_fails_at_once(fails, succeeds, photos, tmp_path, m
     succeeds("embed", photos, "-o", tmp_path / "x.npy")
     monkeypatch.setattr("paddle_clip.commands._load", lambda arguments: pytest.fail("the model was loaded"))
     assert fails("search", tmp_path / "x.npy", "--image", photos, words=["has 6 images: --image takes one"])
-    missing = tmp_path / "none" / "x.npz"
-    assert fails("probe", photos, "-o", missing, words=["the folder of the output", "does not exist"])
+    for command, name in (("probe", "x.npz"), ("embed", "x.npy"), ("finetune", "x.pdparams")):
+        missing = tmp_path / "none" / name
+        assert fails(command, photos, "-o", missing, words=["the folder of the output", "does not exist"])
 
 
 def test_no_labels_and_no_texts(fails, photos, tmp_path):

@@ -409,6 +409,7 @@ def test_mixed_precision_on_a_gpu(model, pairs, device, amp):
         ({"save_every": 0}, "save_every is 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"clip_norm": 0}, "clip_norm is 0; it must be above 0"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0; it must be above 0"),
         ({"warmup": 100}, "warmup is 100; it is a part of all steps, between 0 and 1"),
