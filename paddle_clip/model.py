@@ -135,38 +135,53 @@ def token(x, at):
     return paddle.gather_nd(x, paddle.stack([rows, at], axis=-1)).unsqueeze(1)
 
 
-def attention(q, k, v, heads, causal=False, at=None):
+def causal_mask(length, dtype, at=None):
+    """The most that scores may be where no query sees a later token: inf, and -inf for the later ones.
+
+    It is no summand, as Paddle Inference would fuse that with the product before it, and take seven times as long.
+
+    Args:
+        length: tokens L.
+        dtype: of the scores.
+        at: place of the only query of each row, [B] int64; by default there is a query at each of L places.
+
+    Returns:
+        [L, L], or [B, 1, 1, L] for the queries `at` a place.
+    """
+    places = paddle.arange(length)  # [L]
+    queries = places if at is None else at.reshape([-1, 1, 1])  # [L] or [B, 1, 1]
+    later = places > queries.unsqueeze(-1)  # [L, L] or [B, 1, 1, L]
+    return paddle.where(later, paddle.full([], -math.inf, dtype), paddle.full([], math.inf, dtype))
+
+
+def attention(q, k, v, heads, mask=None):
     """Multi-head scaled dot-product attention between already projected tokens.
 
     Args:
-        q: queries [B, Lq, D].
+        q: queries [B, Lq, D], one in each row or as many as tokens.
         k: keys [B, L, D].
         v: values [B, L, D].
         heads: number of heads H; D is a multiple of it.
-        causal: whether a query sees only keys up to its own place.
-        at: place of the only query of each row, as `token` takes it, with `causal` a Tensor; by default there is a
-            query at each of L places.
+        mask: what `causal_mask` returns; by default every query sees all tokens.
 
     Returns:
         [B, Lq, D] in the dtype of `q`.
     """
     width = q.shape[-1]
+    one_per_token = q.shape[1] == k.shape[1]
     q, k, v = (tokens.reshape([0, 0, heads, width // heads]) for tokens in (q, k, v))  # [B, L, H, D/H]
-    if at is None and q.dtype in HALF_PRECISION:  # which runs on GPUs alone, and there as flash attention
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # [B, Lq, H, D/H]
+    if q.dtype in HALF_PRECISION and one_per_token:  # which runs on GPUs alone, and there as flash attention
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=mask is not None)  # [B, Lq, H, D/H]
         return x.reshape([0, 0, width])
 
     scores = paddle.matmul(swap(q) * (width // heads) ** -0.5, swap(k), transpose_y=True)  # [B, H, Lq, L]
-    if causal:
-        places = paddle.arange(k.shape[1])  # [L]
-        queries = places if at is None else at.reshape([-1, 1, 1])  # [L] or [B, 1, 1]
-        seen = places <= queries.unsqueeze(-1)  # [L, L] or [B, 1, 1, L]
-        scores = paddle.where(seen, scores, paddle.full([], -math.inf, scores.dtype))
+    if mask is not None:
+        scores = paddle.minimum(scores, mask)
     x = paddle.matmul(F.softmax(scores, axis=-1), swap(v))  # [B, H, Lq, D/H]
     return swap(x).reshape([0, 0, width])  # [B, Lq, D]
 
 
-def attention_of_one(q, x, k_weight, v_weight, v_bias, heads, seen=None):
+def attention_of_one(q, x, k_weight, v_weight, v_bias, heads, mask=None):
     """`attention` of one query in each row to tokens not yet projected, for static graphs.
 
     q·(Wx) = (Wᵀq)·x and ∑a(Wx) = W∑ax: the weights meet each query and not each token. The bias of the keys adds the
@@ -179,7 +194,7 @@ def attention_of_one(q, x, k_weight, v_weight, v_bias, heads, seen=None):
         k_weight, v_weight: of the projections to keys and values, [D, D].
         v_bias: [D].
         heads: number of heads H; D is a multiple of it.
-        seen: which tokens each query sees, bool [B, 1, L]; by default all.
+        mask: what `causal_mask` returns; by default every query sees all tokens.
 
     Returns:
         [B, 1, D].
@@ -190,8 +205,8 @@ def attention_of_one(q, x, k_weight, v_weight, v_bias, heads, seen=None):
     q = (q * size**-0.5).reshape([-1, heads, size]).transpose([1, 0, 2])  # [H, B, D/H]
     q = paddle.matmul(q, k_weight.transpose([1, 2, 0])).transpose([1, 0, 2])  # [B, H, D]
     scores = paddle.matmul(q, x, transpose_y=True)  # [B, H, L]
-    if seen is not None:
-        scores = paddle.where(seen, scores, paddle.full([], -math.inf, scores.dtype))
+    if mask is not None:
+        scores = paddle.minimum(scores, mask.squeeze(1))
     x = paddle.matmul(F.softmax(scores, axis=-1), x).transpose([1, 0, 2])  # [H, B, D]
     x = paddle.matmul(x, v_weight.transpose([1, 0, 2])).transpose([1, 0, 2])  # [B, H, D/H]
     return x.reshape([-1, 1, width]) + v_bias
@@ -317,17 +332,22 @@ class MultiHeadAttention(nn.Layer):
             bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)),
         )
 
-    def forward(self, x, causal=False, at=None):
-        if at is not None and not paddle.in_dynamic_mode():
-            q = self.in_proj(token(x, at)).chunk(3, axis=-1)[0]  # [B, 1, D]
-            weights = self.in_proj.weight.chunk(3, axis=-1)  # each [D, D]
-            seen = paddle.arange(x.shape[1]) <= at.reshape([-1, 1, 1]) if causal else None  # [B, 1, L]
-            v_bias = self.in_proj.bias.chunk(3)[2]  # [D]
-            return self.out_proj(attention_of_one(q, x, *weights[1:], v_bias, self.num_heads, seen))
-        q, k, v = self.in_proj(x).chunk(3, axis=-1)  # each [B, L, D]
+    def forward(self, x, mask=None, at=None):
+        if paddle.in_dynamic_mode():
+            q, k, v = self.in_proj(x).chunk(3, axis=-1)  # each [B, L, D]
+            q = q if at is None else token(q, at)  # [B, L, D] or [B, 1, D]
+            return self.out_proj(attention(q, k, v, self.num_heads, mask))
+        # Where the program is loaded the weights are cut, once; cutting each result takes longer. They are slices, as
+        # Paddle Inference 3.3 computes NaN with what it makes of `chunk`.
+        width = x.shape[-1]
+        parts = [slice(start, start + width) for start in (0, width, 2 * width)]
+        weights = [self.in_proj.weight[:, part] for part in parts]  # each [D, D]
+        biases = [self.in_proj.bias[part] for part in parts]  # each [D]
+        q = F.linear(x if at is None else token(x, at), weights[0], biases[0])  # [B, L, D] or [B, 1, D]
         if at is not None:
-            q = token(q, at)  # [B, 1, D]
-        return self.out_proj(attention(q, k, v, self.num_heads, causal, at))
+            return self.out_proj(attention_of_one(q, x, *weights[1:], biases[2], self.num_heads, mask))
+        k, v = F.linear(x, weights[1], biases[1]), F.linear(x, weights[2], biases[2])  # each [B, L, D]
+        return self.out_proj(attention(q, k, v, self.num_heads, mask))
 
 
 class ResidualAttentionBlock(nn.Layer):
@@ -347,8 +367,8 @@ class ResidualAttentionBlock(nn.Layer):
         )
         self.ln_2 = LayerNorm(d_model)
 
-    def forward(self, x, causal=False, at=None):
-        attended = self.attn(self.ln_1(x), causal, at)
+    def forward(self, x, mask=None, at=None):
+        attended = self.attn(self.ln_1(x), mask, at)
         x = (x if at is None else token(x, at)) + attended
         return x + self.mlp(self.ln_2(x))
 
@@ -367,9 +387,12 @@ class Transformer(nn.Layer):
 
     def forward(self, x, causal=False, at=None):
         *blocks, last = self.resblocks
+        mask = causal_mask(x.shape[1], x.dtype) if causal else None  # [L, L]
         for block in blocks:
-            x = block(x, causal)
-        return last(x, causal, at)
+            x = block(x, mask)
+        if causal and at is not None:
+            mask = causal_mask(x.shape[1], x.dtype, at)  # [B, 1, 1, L]
+        return last(x, mask, at)
 
 
 class VisualTransformer(nn.Layer):
