@@ -102,18 +102,21 @@ class OpenVINO:
         }
         path = os.path.join(directory, file)
         with open(os.path.splitext(path)[0] + ".bin", "rb") as weights:
-            mapped = mmap.mmap(weights.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._weights = np.frombuffer(mapped, np.uint8)
+            self._mapped = mmap.mmap(weights.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._weights = np.frombuffer(self._mapped, np.uint8)
         core = openvino.Core()
         with open(path, "rb") as program:
             model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
-        # The first run packs the weights. The system reads the rest of the file again where it is asked for.
+        self._shapes = set()
         self(example)
-        mapped.madvise(mmap.MADV_DONTNEED)
 
     def __call__(self, array):
-        return self._request.infer([array])[0]
+        features = self._request.infer([array])[0]
+        if array.shape not in self._shapes:  # for which weights may have been packed, and copies of them are kept
+            self._shapes.add(array.shape)
+            self._mapped.madvise(mmap.MADV_DONTNEED)  # what is needed still is read from the file again
+        return features
 
 
 def has_openvino():
@@ -150,9 +153,12 @@ def write_onnx(directory, tower):
 # where more numbers are added up than come out, as in c_proj: behind these goes a clamp that changes nothing.
 TRANSLATE = """
 import sys, numpy, openvino
-from openvino import opset13
+from openvino import opset13, passes
 path, = sys.argv[1:]
 model = openvino.Core().read_model(path + ".onnx")
+manager = passes.Manager()
+manager.register_pass(passes.ConstantFolding())  # parts of weights
+manager.run_passes(model)
 largest = numpy.finfo("float32").max
 for node in model.get_ordered_ops():
     if node.get_type_name() == "Add" and node.input_value(0).get_node().get_type_name() == "MatMul":
