@@ -276,6 +276,8 @@ def test_each_file_is_written_when_asked_for(exported, tmp_path):
         plain = {*PROGRAMS, "config.json"}
         assert set(os.listdir(tmp_path / files)) == plain | expected
     assert paddle_clip.Predictor(tmp_path / "onnx").engine == "paddle"
+    # Behind each c_proj is what makes OpenVINO choose the faster product for it.
+    assert (tmp_path / "openvino" / "text.xml").read_text().count('type="Clamp"') == model.transformer.layers
 
 
 @needs_extras
