@@ -338,10 +338,10 @@ def finetune(arguments):
 
 
 def export(arguments):
+    from .deploy import export, require_export
+
+    require_export(arguments.output, arguments.dtype, arguments.onnx, arguments.openvino)
     model, _ = _load(arguments)
-
-    from .deploy import export
-
     export(model, arguments.output, onnx=arguments.onnx, openvino=arguments.openvino)
     if arguments.json:
         _print_json({"output": arguments.output})

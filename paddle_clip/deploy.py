@@ -70,18 +70,8 @@ def export(model, directory, onnx=False, openvino=False, calibration=None):
         if not len(calibration):
             raise ValueError("calibration has no images; give some hundreds")
     dtype = str(model.dtype).split(".")[-1]
-    if dtype not in DTYPES:
-        raise ValueError(f"the model is in {dtype}; export takes {', '.join(DTYPES)}: load it with dtype='float32'")
-    if (onnx or openvino) and (dtype != "float32" or not PADDLE_3):
-        raise ValueError(
-            "files for ONNX and OpenVINO take a float32 model and Paddle 3; "
-            f"this is {dtype}, Paddle {paddle.__version__}"
-        )
-    needed = {"paddle2onnx": onnx or openvino, "openvino": openvino, "nncf": calibration is not None}
-    engines.require(*(package for package in needed if needed[package]))
+    require_export(directory, dtype, onnx, openvino, calibration is not None)
     directory = os.path.realpath(directory)  # a link to a folder stays one
-    if os.path.lexists(directory) and not _is_replaceable(directory):
-        raise FileExistsError(f"{directory} is not an empty folder, nor one that export wrote: choose another")
     os.makedirs(os.path.dirname(directory), exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(directory)}.", dir=os.path.dirname(directory))
     try:
@@ -90,6 +80,30 @@ def export(model, directory, onnx=False, openvino=False, calibration=None):
         _replace(directory, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_export(directory, dtype, onnx=False, openvino=False, int8=False):
+    """Raises what `export` would for files it cannot write, before any work is done.
+
+    Raises:
+        ValueError: if a model of this dtype cannot be exported, or it or this Paddle is another than `onnx` and
+            `openvino` take.
+        ImportError: if what an extra brings is not installed.
+        FileExistsError: if the folder holds anything but an export.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"the model is in {dtype}; export takes {', '.join(DTYPES)}: load it with dtype='float32'")
+    if (onnx or openvino) and (dtype != "float32" or not PADDLE_3):
+        raise ValueError(
+            "files for ONNX and OpenVINO take a float32 model and Paddle 3; "
+            f"this is {dtype}, Paddle {paddle.__version__}"
+        )
+    # In this order: what installs the first that is missing installs the others.
+    needed = {"nncf": int8, "openvino": openvino, "paddle2onnx": onnx or openvino}
+    engines.require(*(package for package in needed if needed[package]))
+    directory = os.path.realpath(directory)
+    if os.path.lexists(directory) and not _is_replaceable(directory):
+        raise FileExistsError(f"{directory} is not an empty folder, nor one that export wrote: choose another")
 
 
 def _replace(directory, partial):
@@ -294,7 +308,8 @@ class Predictor:
 def compile(model, threads=None, engine=None, calibration=None):
     """The same model made for speed: a `Predictor` for Paddle's current device.
 
-    It holds weights of its own; delete the model to have its memory back.
+    It holds weights of its own; delete the model to have its memory back. With OpenVINO the space of their files in the
+    system's temporary folder is taken as long as it lives: where that is in memory, let TMPDIR name one on a disk.
 
     Args:
         model: a `CLIP` in float32, or, for a GPU, float16 or bfloat16.
@@ -313,8 +328,6 @@ def compile(model, threads=None, engine=None, calibration=None):
     if engine is None:
         usable = device == "cpu" and PADDLE_3 and model.dtype == paddle.float32 and engines.has_openvino()
         engine = "openvino" if usable or precision == "int8" else "paddle"
-    if engine == "openvino":
-        engines.require("openvino")
     with tempfile.TemporaryDirectory() as folder:
         directory = os.path.join(folder, "export")
         export(model, directory, openvino=engine == "openvino", calibration=calibration)
@@ -413,7 +426,7 @@ def _engine(engine, precision, device, directory, files):
     if precision == "int8" and "image.int8.xml" not in files:
         raise FileNotFoundError(f"{directory} holds no int8 encoder: export the model again with calibration=images")
     has_files = all(f"{tower}.xml" in files for tower in TOWERS)
-    if engine == "openvino" and not has_files:
+    if (engine == "openvino" or precision == "int8") and not has_files:
         raise FileNotFoundError(f"{directory} holds no files for OpenVINO: export the model again with openvino=True")
     usable = device == "cpu" and has_files and importlib.util.find_spec("openvino")
     return engine or ("openvino" if usable or precision == "int8" else "paddle")

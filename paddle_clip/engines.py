@@ -85,7 +85,7 @@ class OpenVINO:
         directory: what `export(…, openvino=True)` wrote.
         file: name of one of its .xml files.
         threads: of the CPU.
-        example: an input.
+        example: an input, run at once: the weights are packed by it, and what was read of their file is given back.
 
     Raises:
         ImportError: if OpenVINO is not installed.
@@ -102,8 +102,9 @@ class OpenVINO:
         }
         path = os.path.join(directory, file)
         with open(os.path.splitext(path)[0] + ".bin", "rb") as weights:
+            # Writable, as a Tensor's memory has to be; nothing is written.
             self._mapped = mmap.mmap(weights.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._weights = np.frombuffer(self._mapped, np.uint8)
+        self._weights = np.frombuffer(self._mapped, np.uint8)  # what the program reads, as long as it runs
         core = openvino.Core()
         with open(path, "rb") as program:
             model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))

@@ -158,7 +158,7 @@ def attention(q, k, v, heads, mask=None):
     """Multi-head scaled dot-product attention between already projected tokens.
 
     Args:
-        q: queries [B, Lq, D], one in each row or as many as tokens.
+        q: queries [B, Lq, D].
         k: keys [B, L, D].
         v: values [B, L, D].
         heads: number of heads H; D is a multiple of it.
@@ -168,9 +168,9 @@ def attention(q, k, v, heads, mask=None):
         [B, Lq, D] in the dtype of `q`.
     """
     width = q.shape[-1]
-    one_per_token = q.shape[1] == k.shape[1]
     q, k, v = (tokens.reshape([0, 0, heads, width // heads]) for tokens in (q, k, v))  # [B, L, H, D/H]
-    if q.dtype in HALF_PRECISION and one_per_token:  # which runs on GPUs alone, and there as flash attention
+    one_for_all_rows = mask is None or mask.ndim == 2
+    if q.dtype in HALF_PRECISION and one_for_all_rows:  # which runs on GPUs alone, and there as flash attention
         x = F.scaled_dot_product_attention(q, k, v, is_causal=mask is not None)  # [B, Lq, H, D/H]
         return x.reshape([0, 0, width])
 

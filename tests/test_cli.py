@@ -316,6 +316,8 @@ def test_what_would_fail_late_fails_at_once(fails, succeeds, photos, tmp_path, m
     for command, name in (("probe", "x.npz"), ("embed", "x.npy"), ("finetune", "x.pdparams")):
         missing = tmp_path / "none" / name
         assert fails(command, photos, "-o", missing, words=["the folder of the output", "does not exist"])
+    assert fails("export", photos, words=["is not an empty folder"])
+    assert fails("export", tmp_path / "exported", "--dtype", "float64", words=["export takes float32"])
 
 
 def test_no_labels_and_no_texts(fails, photos, tmp_path):

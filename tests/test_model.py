@@ -196,6 +196,24 @@ def test_to_static_as_users_call_it(clip, variant):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.skipif(
+    not paddle.__version__.startswith("2.") and not paddle.device.is_compiled_with_cuda(),
+    reason="Paddle 3 makes programs with flash attention on GPUs alone",
+)
+def test_half_precision_has_one_way_through_attention():
+    """Nothing is decided while the program runs, though the number of tokens is free."""
+    tokens = paddle.static.InputSpec([None, None, 128], "float16")
+
+    def attend(q, k, v, mask):
+        return model.attention(q, k, v, 2, mask)
+
+    mask = paddle.static.InputSpec([None, None], "float16")
+    static = paddle.jit.to_static(attend, input_spec=[tokens, tokens, tokens, mask], full_graph=True)
+    program = str(static.concrete_program.main_program)
+    assert "pd_op.if" not in program
+    assert "conditional_block" not in program
+
+
 @BOTH
 def test_shapes_and_symmetry(clip, variant):
     images, tokens = inputs(VARIANTS[variant], 2)
