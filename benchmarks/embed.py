@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import paddle_clip  # noqa: F401  isort: skip  before paddle, see paddle_clip.ZLIB_IS_BROKEN
+import paddle_clip  # noqa: F401  isort: skip  before paddle, see extras.ZLIB_IS_BROKEN
 import numpy as np
 import paddle
 from PIL import Image

@@ -129,9 +129,9 @@ def inputs(tower, batch, length, config, seed=0):
 
 
 def _config(checkpoint):
-    from paddle_clip import archives, weights
+    from paddle_clip.checkpoints import dialects, reading
 
-    return weights.from_checkpoint(archives.read(checkpoint), checkpoint).config
+    return dialects.from_checkpoint(reading.read(checkpoint), checkpoint).config
 
 
 def _model(checkpoint, device, dtype):
@@ -173,11 +173,11 @@ def compiled(checkpoint, device, dtype, engine="paddle"):
 
 
 def compiled_openvino(checkpoint, device, dtype):
-    from paddle_clip import deploy, engines
+    from paddle_clip import deploy, extras
 
     if device != "cpu" or not deploy.PADDLE_3:
         raise ImportError("OpenVINO is for the CPU and takes Paddle 3")
-    engines.require("openvino", "paddle2onnx")
+    extras.require("openvino")
     return compiled(checkpoint, device, dtype, "openvino")
 
 

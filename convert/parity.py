@@ -21,8 +21,8 @@ warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed": th
 
 import numpy as np
 
-from paddle_clip import archives, weights
-from paddle_clip.converter import convert
+from paddle_clip import convert
+from paddle_clip.checkpoints import dialects, reading
 from paddle_clip.presets import ACTIVATIONS, PRESETS, preset_of
 
 OUTPUTS = ("image_features", "text_features", "logits_per_image", "logits_per_text")
@@ -59,16 +59,14 @@ def ones_inputs(config):
 
 
 def stages(config):
-    """Names of the modules to compare, from the stem on: those that compute the same on both sides.
-
-    Of the last block of a transformer ours computes only the token that is read: the features after it tell.
-    """
+    """Names of the modules to compare, from the stem on."""
     if config.vision_patch_size is None:
         vision = ["visual.avgpool", *(f"visual.layer{stage}" for stage in (1, 2, 3, 4)), "visual.attnpool"]
     else:
-        blocks = (f"visual.transformer.resblocks.{index}" for index in range(config.vision_layers - 1))
+        blocks = (f"visual.transformer.resblocks.{index}" for index in range(config.vision_layers))
         vision = ["visual.conv1", "visual.ln_pre", *blocks, "visual.ln_post"]
-    return [*vision, *(f"transformer.resblocks.{index}" for index in range(config.transformer_layers - 1))]
+    blocks = (f"transformer.resblocks.{index}" for index in range(config.transformer_layers))
+    return [*vision, *blocks, "ln_final"]
 
 
 def digest(array):
@@ -101,13 +99,13 @@ def compare(checkpoint, converted, inputs, dtype, names=(), gradients=False, dig
     with tempfile.TemporaryDirectory() as folder:
         np.savez(os.path.join(folder, "inputs.npz"), **inputs)
         job = {"inputs": os.path.join(folder, "inputs.npz"), "dtype": dtype, "stages": list(names)}
-        job["activation"] = weights.from_checkpoint(archives.read(converted), converted).config.activation
+        job["activation"] = dialects.from_checkpoint(reading.read(converted), converted).config.activation
         job.update(gradients=gradients, digests=digests, train=train, device=device)
         paddle = _side([os.path.join(HERE, "parity.py"), "--run"], folder, "paddle", checkpoint=converted, **job)
         torch = _side([os.path.join(HERE, "reference.py"), "run"], folder, "torch", checkpoint=checkpoint, **job)
     gradients = {name: torch.pop(name) for name in list(torch) if name.startswith("grad.")}
     for name, gradient in gradients.items():
-        ours, gradient = weights.to_paddle(name[len("grad.") :], gradient)
+        ours, gradient = dialects.to_paddle(name[len("grad.") :], gradient)
         torch[f"grad.{ours}"] = gradient
     return paddle, torch
 
@@ -205,7 +203,7 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
         device: Paddle's.
         show_stages: whether to print and check every stage and block too.
     """
-    found = weights.from_checkpoint(archives.read(checkpoint), checkpoint, activation)
+    found = dialects.from_checkpoint(reading.read(checkpoint), checkpoint, activation)
     config = found.config
     row = preset_of(config)
     model = row.name if row else os.path.basename(checkpoint)
@@ -217,7 +215,7 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
             convert(original, checkpoint, "keep", activation)
         if converted is None:
             converted = os.path.join(folder, "converted.pdparams")
-            published = all(array.dtype == weights.published_dtype(name) for name, array in found.arrays.items())
+            published = all(array.dtype == dialects.published_dtype(name) for name, array in found.arrays.items())
             convert(checkpoint, converted, "float32" if published else "keep", config.activation)
             failures += _there_and_back(model, checkpoint, converted, "published" if published else "keep")
         for kind, inputs in (("ones", ones_inputs(config)), ("random", random_inputs(config))):

@@ -16,13 +16,15 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, os.pardir))
 warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed" is no news here
 
-from paddle_clip import archives, commands, writers
-from paddle_clip.cli import add_convert_arguments
+from paddle_clip.checkpoints.conversion import Report
+from paddle_clip.checkpoints.reading import read
+from paddle_clip.checkpoints.writing import verify_checksums
+from paddle_clip.cli import conversion
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_convert_arguments(parser)
+    conversion.add_convert_arguments(parser)
     parser.add_argument(
         "--verify", action="store_true", help="run PyTorch and Paddle on the result; without torch, check its checksums"
     )
@@ -30,20 +32,20 @@ def main():
     # As an interruption from the keyboard: what is half written is deleted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    def after(file, report):
+    def after(file: str, report: Report) -> str:
         return verify(file, report, arguments.dtype) if arguments.verify else ""
 
-    return commands.convert(arguments, after)
+    return conversion.convert(arguments, after)
 
 
-def verify(file, report, dtype):
-    """What the comparison of a result with PyTorch prints; where PyTorch is missing, what its checksums say.
+def verify(file: str, report: Report, dtype: str) -> str:
+    """Compares a result with PyTorch and returns what that prints; where PyTorch is missing, checks its checksums.
 
     A result that was rounded is compared with itself in PyTorch, any other with the file it was made of.
     """
     file = file if dtype in ("float32", "keep") else report.output
     if any(find_spec(name) is None for name in ("torch", "paddle")) or not _has_reference():
-        compared = writers.verify_checksums(archives.read(report.output), report.output)
+        compared = verify_checksums(read(report.output), report.output)
         missing = "PyTorch, clip-anytorch or Paddle is missing to run it"
         return f"\n  verified {compared} tensors by their checksums; {missing}"
     command = [sys.executable, os.path.join(HERE, "parity.py"), file, "--converted", report.output]
@@ -54,7 +56,7 @@ def verify(file, report, dtype):
     return f"\n{done.stdout.rstrip()}"
 
 
-def _has_reference():
+def _has_reference() -> bool:
     import importlib.metadata  # here, as importing it takes long beside a conversion
 
     try:

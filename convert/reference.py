@@ -22,8 +22,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 import numpy as np
 import torch
 
+from paddle_clip.checkpoints.dialects import DROPPED
 from paddle_clip.presets import preset
-from paddle_clip.weights import DROPPED
 from parity import digest
 
 

@@ -10,15 +10,12 @@ understands the words or remembers the combinations.
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
-from collections import defaultdict
-from typing import NamedTuple, Optional
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
-sys.path.insert(0, ROOT)
+sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 if __name__ == "__main__":
     # Paddle reads these when it is imported: without them it computes on one core, and on AMD processors slowly.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -26,292 +23,33 @@ if __name__ == "__main__":
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 import numpy as np
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import paddle_clip  # before paddle
-from paddle_clip import archives, weights, writers
+from paddle_clip.checkpoints import dialects, writing
+from paddle_clip.checkpoints.files import replacing, sha256
+from tiny_world import (
+    BACKGROUNDS,
+    COMBINATIONS,
+    COUNTS,
+    HELD_OUT,
+    MOST_PAIRS,
+    PLURAL_TEMPLATES,
+    PLURALS,
+    POSITIONS,
+    SEEN,
+    SIZES,
+    TEMPLATES,
+    about,
+    caption,
+    draw,
+    random_pairs,
+    random_scene,
+    save_samples,
+)
 
 # isort: split
 import paddle
-
-# ---- What there is to see ------------------------------------------------------------------------------------------
-
-COLOURS = {
-    "red": (215, 40, 40),
-    "orange": (245, 140, 25),
-    "yellow": (245, 220, 50),
-    "green": (40, 150, 60),
-    "blue": (40, 80, 210),
-    "purple": (125, 50, 165),
-    "pink": (245, 140, 190),
-    "brown": (115, 70, 35),
-    "black": (20, 20, 20),
-    "white": (245, 245, 245),
-    "gray": (128, 128, 128),
-    "cyan": (60, 205, 215),
-}
-BACKGROUNDS = ("white", "black", "gray", "yellow", "green", "blue")
-COUNTS = {1: "one", 2: "two", 3: "three"}
-SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
-POSITIONS = {
-    "top left": (0, 0),
-    "top": (0.5, 0),
-    "top right": (1, 0),
-    "left": (0, 0.5),
-    "middle": (0.5, 0.5),
-    "right": (1, 0.5),
-    "bottom left": (0, 1),
-    "bottom": (0.5, 1),
-    "bottom right": (1, 1),
-}
-
-
-def _circle(radius=1.0, x=0.0):
-    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    return np.stack([x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
-
-
-def _regular(corners, *radii):
-    """A polygon with its first corner on top, whose corners are at these radii in turn."""
-    angles = np.arange(corners) * 2 * np.pi / corners - np.pi / 2
-    return np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def _heart():
-    t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([16 * np.sin(t) ** 3, -2.5 - y], axis=1) / 16
-
-
-# Outlines in the unit circle, y downwards: what is filled, then what is cut out of it.
-SHAPES = {
-    "circle": [_circle(0.95)],
-    "square": [_regular(4, 1.1) @ (np.array([[1, 1], [-1, 1]]) * 0.5**0.5)],
-    "triangle": [_regular(3, 1.1)],
-    "star": [_regular(10, 1.1, 0.45)],
-    "heart": [_heart()],
-    "cross": [
-        np.array(
-            [(1, 3), (1, 1), (3, 1), (3, -1), (1, -1), (1, -3), (-1, -3), (-1, -1), (-3, -1), (-3, 1), (-1, 1), (-1, 3)]
-        )
-        / 3
-    ],
-    "ring": [_circle(), _circle(0.58)],
-    "diamond": [np.array([(0, -1.1), (0.65, 0), (0, 1.1), (-0.65, 0)])],
-}
-PLURALS = {shape: shape + ("es" if shape.endswith("ss") else "s") for shape in SHAPES}
-
-COMBINATIONS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-# Every colour is seen with six or seven of the eight shapes, every shape with nine or ten of the twelve colours.
-HELD_OUT = [
-    (colour, shape) for i, colour in enumerate(COLOURS) for j, shape in enumerate(SHAPES) if (2 * i + j) % 5 == 0
-]
-SEEN = [pair for pair in COMBINATIONS if pair not in HELD_OUT]
-MOST_PAIRS = len(SEEN) * 2 // 3  # in a batch of plain captions, all different
-
-
-class Scene(NamedTuple):
-    """What a picture shows. One large object is in the middle; several are small, anywhere."""
-
-    colour: str
-    shape: str
-    background: str
-    count: int = 1
-    size: Optional[str] = None  # of one object
-    position: Optional[str] = None  # of one small object
-
-    @property
-    def plural(self):
-        return self.count > 1
-
-
-def choose(random, values, without=()):
-    values = [value for value in values if value not in without]
-    return values[random.integers(len(values))]
-
-
-def random_scene(random, combinations, plain=False):
-    """A scene of one of the (colour, shape) pairs; a plain one shows one large object."""
-    colour, shape = choose(random, combinations)
-    scene = Scene(colour, shape, choose(random, BACKGROUNDS, [colour]))
-    if plain:
-        return scene._replace(size="large")
-    if random.random() < 0.4:
-        return scene._replace(count=choose(random, COUNTS, [1]))
-    return _sized(random, scene, choose(random, SIZES))
-
-
-def _sized(random, scene, size):
-    position = choose(random, POSITIONS) if size == "small" else None
-    return scene._replace(count=1, size=size, position=position)
-
-
-def changed(random, scene, combinations, plain=False):
-    """The scene with one attribute changed, colour or shape if it is plain, and the name of that attribute."""
-    attributes = ["colour", "shape"]
-    if not plain:
-        # The shape twice, as it is the hardest to see.
-        attributes += ["shape", "background", "count", *(name for name in ("size", "position") if getattr(scene, name))]
-    attribute = choose(random, attributes)
-    if attribute == "colour":
-        colours = [colour for colour, shape in combinations if shape == scene.shape]
-        return scene._replace(colour=choose(random, colours, [scene.colour, scene.background])), attribute
-    if attribute == "shape":
-        shapes = [shape for colour, shape in combinations if colour == scene.colour]
-        return scene._replace(shape=choose(random, shapes, [scene.shape])), attribute
-    if attribute == "background":
-        background = choose(random, BACKGROUNDS, [scene.colour, scene.background])
-        return scene._replace(background=background), attribute
-    if attribute == "count":
-        count = choose(random, COUNTS, [scene.count])
-        if count == 1:
-            return _sized(random, scene, "small"), attribute
-        return scene._replace(count=count, size=None, position=None), attribute
-    if attribute == "size":
-        return _sized(random, scene, choose(random, SIZES, [scene.size])), attribute
-    return scene._replace(position=choose(random, POSITIONS, [scene.position])), attribute
-
-
-# ---- Pictures ------------------------------------------------------------------------------------------------------
-
-
-def draw(scene, random, side=64, noise=6.0):
-    """A picture of a scene: colours, size, place, tilt and light vary; `noise` is the most it has, in grey levels."""
-    fine = Image.new("L", (4 * side, 4 * side))
-    for x, y, radius in _places(scene, random):
-        tilt = random.uniform(-0.35, 0.35)  # ±20°: a square does not become a diamond
-        turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
-        for outline, value in zip(SHAPES[scene.shape], (255, 0)):
-            corners = (outline @ turn * radius + (x, y)) * 4 * side
-            ImageDraw.Draw(fine).polygon([tuple(corner) for corner in corners], fill=value)
-    mask = np.asarray(fine.reduce(4), np.float32) / 255
-    colour, background = (
-        np.float32(COLOURS[name]) + random.uniform(-14, 14, 3).astype(np.float32)
-        for name in (scene.colour, scene.background)
-    )
-    pixels = background + mask[..., None] * (colour - background)  # [S, S, 3]
-    slope = random.uniform(-0.1, 0.1, 2).astype(np.float32)
-    across = np.linspace(-1, 1, side, dtype=np.float32)
-    pixels *= 1 + (slope[0] * across + slope[1] * across[:, None])[..., None]
-    if noise:
-        pixels += random.standard_normal(pixels.shape, np.float32) * np.float32(random.uniform(0, noise))
-    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
-
-
-def _places(scene, random):
-    """The centre and radius of each object, the side of the picture being 1."""
-    if scene.count == 1:
-        radius = random.uniform(0.21, 0.25) if scene.size == "small" else random.uniform(0.31, 0.4)
-        centre = [0.29 + 0.42 * at for at in POSITIONS[scene.position or "middle"]]
-        return [(*(centre + random.uniform(-0.03, 0.03, 2)), radius)]
-    places, tries = [], 0
-    least = 0.21 if scene.count == 2 else 0.18
-    while len(places) < scene.count:
-        x, y, radius = (*random.uniform(0.23, 0.77, 2), random.uniform(least, least + 0.03))
-        if all(math.hypot(x - u, y - v) > 1.1 * (radius + r) for u, v, r in places):
-            places.append((x, y, radius))
-        tries += 1
-        if tries % 50 == 0:  # no room is left for the next: begin again
-            places = []
-    return places
-
-
-# ---- Captions ------------------------------------------------------------------------------------------------------
-
-KINDS = ("", "good ", "bad ", "bright ", "dark ", "blurry ", "cropped ", "close-up ", "low resolution ", "clean ")
-MEDIA = ("photo", "picture", "image", "drawing", "painting", "sketch", "rendering", "illustration", "cartoon", "doodle")
-OTHERS = ("{}", "{}", "there is {}", "this is {}", "i see {}", "look at {}", "art of {}", "itap of {}", "an icon of {}")
-
-# With these a class is looked for, as in section 3.1.4 of the paper: in pictures of one object, and of several.
-TEMPLATES = (
-    "a photo of a {}.",
-    "a picture of a {}.",
-    "a drawing of a {}.",
-    "a bright photo of the {}.",
-    "this is a {}.",
-    "a {}",
-)
-PLURAL_TEMPLATES = ("a photo of some {}.", "a picture of the {}.", "a drawing of several {}.", "some {}")
-
-
-def caption(scene, mentioned, plain, random):
-    """A text on a scene that tells its colour, its shape, whether it is one, and the attributes mentioned."""
-    thing = f"{_colour(scene.colour, random)} {scene.shape}"
-    if scene.plural:
-        thing = f"{_colour(scene.colour, random)} {PLURALS[scene.shape]}"
-        thing = f"{COUNTS[scene.count] if 'count' in mentioned else choose(random, ('some', 'the', 'several'))} {thing}"
-    else:
-        if "size" in mentioned:
-            thing = f"{choose(random, SIZES[scene.size])} {thing}"
-        thing = f"{_article(choose(random, ('a', 'a', 'the', 'one')), thing)} {thing}"
-    if plain:
-        return thing
-    phrases = []
-    if "position" in mentioned:
-        phrases.append(_where(scene.position))
-    if "background" in mentioned:
-        phrase = choose(random, ("on a {} background", "against a {} background", "on {}", "in front of {}"))
-        phrases.append(phrase.format(_colour(scene.background, random)))
-    if random.random() < 0.5:
-        phrases.reverse()
-    sentence = " ".join([thing, *phrases])
-    template = choose(random, OTHERS)
-    if random.random() < 0.6:
-        medium = choose(random, KINDS) + choose(random, MEDIA)
-        template = f"{_article(choose(random, ('a', 'the')), medium)} {medium} of {{}}"
-    return template.format(sentence) + choose(random, ("", "."))
-
-
-def _article(article, word):
-    return "an" if article == "a" and word[0] in "aeiou" else article
-
-
-def _where(position):
-    return f"{'at' if position in ('left', 'right', 'top', 'bottom') else 'in'} the {position}"
-
-
-def _colour(name, random):
-    return choose(random, ("gray", "grey")) if name == "gray" else name
-
-
-class Pair(NamedTuple):
-    """A picture and a text of a batch, before they are drawn and written."""
-
-    scene: Scene
-    mentioned: set  # attributes that the caption tells beside colour, shape and whether it is one
-    plain: bool  # whether the caption tells no more, in no more words than it takes
-
-    def fits(self, scene):
-        """Whether the caption is true of a scene."""
-        told = ("colour", "shape", "plural", *self.mentioned)
-        return all(getattr(scene, name) == getattr(self.scene, name) for name in told)
-
-
-def random_pairs(random, number, variety=1.0, combinations=SEEN):
-    """A batch. No caption is true of another's scene: the loss would call the two a mismatch.
-
-    The pairs come in twos that differ in one attribute, which both captions mention: told apart by colour and shape
-    alone, the other attributes would not be learned. `variety` is the share of those that are not plain.
-    """
-    batch, taken = [], defaultdict(list)
-    while len(batch) < number:
-        plain = bool(random.random() >= variety)
-        scene = random_scene(random, combinations, plain)
-        other, attribute = changed(random, scene, combinations, plain)
-        news = []
-        for one in (scene, other):
-            optional = [name for name in ("background", "size", "position", "count") if getattr(one, name)]
-            mentioned = {name for name in optional if name == attribute or random.random() < 0.3}
-            news.append(Pair(one, set() if plain else mentioned, plain))
-        rivals = [(new, old) for new in news for old in taken[new.scene[:2]]]
-        if any(a.fits(b.scene) or b.fits(a.scene) for a, b in [news, *rivals]):
-            continue
-        for new in news:
-            taken[new.scene[:2]].append(new)
-        batch += news
-    return batch[:number]
-
 
 # ---- Training ------------------------------------------------------------------------------------------------------
 
@@ -387,12 +125,12 @@ def train(model, steps, seed, batch_size=48, rate=2e-3, log_every=100):
 
 def save(model, path):
     """Writes OpenAI's state dict as `torch.save` would, in half precision but for norms and small embeddings."""
-    arrays = dict(weights.to_openai(name, tensor.numpy()) for name, tensor in model.state_dict().items())
+    arrays = dict(dialects.to_openai(name, tensor.numpy()) for name, tensor in model.state_dict().items())
 
     def dtype_of(name):
-        return "float16" if name == "token_embedding.weight" else weights.published_dtype(name)
+        return "float16" if name == "token_embedding.weight" else dialects.published_dtype(name)
 
-    writers.write(path, arrays, dtype_of, lambda checksums: {"activation": "quickgelu", "crc32": checksums})
+    writing.write(path, arrays, dtype_of, lambda checksums: {"activation": "quickgelu", "crc32": checksums})
 
 
 # ---- Evaluation ----------------------------------------------------------------------------------------------------
@@ -459,46 +197,13 @@ def evaluate(model, preprocess, scenes, pictures):
         asked = [(image, scene) for image, scene in zip(images, scenes) if getattr(scene, attribute)]
         if not asked:
             continue
-        texts = [[_about(scene, attribute, value) for value in values] for _, scene in asked]
+        texts = [[about(scene, attribute, value) for value in values] for _, scene in asked]
         distinct = sorted({text for row in texts for text in row})
         features = dict(zip(distinct, encode_texts(model, distinct)))
-        truth = [_about(scene, attribute, getattr(scene, attribute)) for _, scene in asked]
+        truth = [about(scene, attribute, getattr(scene, attribute)) for _, scene in asked]
         best = [max(row, key=lambda text: features[text] @ image) for (image, _), row in zip(asked, texts)]
         accuracies[attribute] = percent(np.array(best) == truth)
     return accuracies
-
-
-def _about(scene, attribute, value):
-    """A caption of a scene that mentions one attribute more than colour and shape, with the given value."""
-    thing, things = f"{scene.colour} {scene.shape}", f"{scene.colour} {PLURALS[scene.shape]}"
-    if attribute == "count":
-        return f"a photo of {COUNTS[value]} {thing if value == 1 else things}."
-    if attribute == "size":
-        return f"a photo of a {value} {thing}."
-    if attribute == "position":
-        return f"a photo of a {thing} {_where(value)}."
-    return f"a photo of {'some ' + things if scene.plural else 'a ' + thing} on a {value} background."
-
-
-# ---- What is in the package ----------------------------------------------------------------------------------------
-
-# Pictures to try the model on, by file name. The first five are of combinations it was never trained on.
-SAMPLES = {
-    "red-circle": Scene("red", "circle", "white", size="large"),
-    "orange-star": Scene("orange", "star", "blue", size="large"),
-    "green-heart": Scene("green", "heart", "yellow", size="large"),
-    "blue-triangle": Scene("blue", "triangle", "gray", size="large"),
-    "black-cross": Scene("black", "cross", "green", size="large"),
-    "yellow-diamond": Scene("yellow", "diamond", "black", size="large"),
-    "purple-square": Scene("purple", "square", "white", size="large"),
-    "pink-ring": Scene("pink", "ring", "blue", size="large"),
-}
-
-
-def save_samples(folder):
-    os.makedirs(folder, exist_ok=True)
-    for index, (name, scene) in enumerate(SAMPLES.items()):
-        draw(scene, np.random.default_rng(index), 224, noise=0).save(os.path.join(folder, f"{name}.png"), optimize=True)
 
 
 def main():
@@ -532,7 +237,7 @@ def main():
     done = time.perf_counter()
     record = {
         "file": os.path.basename(path),
-        "sha256": archives.sha256(path),
+        "sha256": sha256(path),
         "bytes": os.path.getsize(path),
         "parameters": sum(parameter.size for parameter in model.parameters()),
         "seed": arguments.seed,
@@ -547,11 +252,8 @@ def main():
         "accuracy in percent": accuracy,
         "loss": log,
     }
-    partial = os.path.join(arguments.output, "clip_tiny.json.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    os.replace(partial, os.path.join(arguments.output, "clip_tiny.json"))
+    with replacing(os.path.join(arguments.output, "clip_tiny.json")) as (file, _):
+        file.write(json.dumps(record, indent=1).encode() + b"\n")
     save_samples(os.path.join(arguments.output, "samples"))
     print(f"{path}: {record['bytes']:,} bytes, {record['seconds']['in all']} s")
 

@@ -1,22 +1,36 @@
-"""What runs an exported encoder: Paddle Inference, or OpenVINO, which is an extra; and what translates programs."""
+"""What runs an exported model: `Predictor`, by Paddle Inference or by OpenVINO, which is an extra."""
 
-import importlib.util
+import json
+import math
 import mmap
 import os
-import subprocess
-import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Optional, Protocol
 
 import numpy as np
+import paddle
 from paddle import inference
 
-PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
+from .checkpoints.files import StrPath, crc32_of_file, release_pages
+from .encoding import require_dtype
+from .errors import CheckpointError
+from .extras import has, require
+from .transforms import image_transform
+
+FORMAT = "paddle_clip export"
+VERSION = 1
+TOWERS = ("image", "text")
+EXPORT_DTYPES = ("float32", "float16", "bfloat16")
 ENGINES = ("paddle", "openvino")
-# The packages of the extras onnx, openvino and int8, and what brings all each of them needs.
-INSTALL = {
-    "paddle2onnx": "pip install paddle2onnx",
-    "openvino": "pip install openvino paddle2onnx",
-    "nncf": "pip install nncf openvino paddle2onnx",
-}
+PRECISIONS = ("float32", "int8")
+_PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
+
+
+class _Runner(Protocol):
+    """An encoder, array to array."""
+
+    def __call__(self, array: np.ndarray) -> np.ndarray: ...
 
 
 class PaddleInference:
@@ -26,13 +40,13 @@ class PaddleInference:
         directory: what `export` wrote.
         tower: "image" or "text".
         device: "cpu", "gpu" or "gpu:<number>".
-        threads: for the CPU.
+        threads: number of threads on the CPU.
         rows: images the CPU is given at once; it is given these or one. Of no effect on texts and on a GPU.
     """
 
-    def __init__(self, directory, tower, device, threads, rows):
+    def __init__(self, directory: str, tower: str, device: str, threads: int, rows: int):
         path = os.path.join(directory, tower)
-        program = next(path + suffix for suffix in PROGRAM_SUFFIXES if os.path.exists(path + suffix))
+        program = next(path + suffix for suffix in _PROGRAM_SUFFIXES if os.path.exists(path + suffix))
         config = inference.Config(program, path + ".pdiparams")
         paddle_3 = program.endswith(".json")
         if paddle_3:
@@ -57,10 +71,10 @@ class PaddleInference:
         self._predictor = inference.create_predictor(config)
         self._rows = rows if tower == "image" and device == "cpu" else None
 
-    def __call__(self, array):
+    def __call__(self, array: np.ndarray) -> np.ndarray:
         return np.concatenate([self._run(part)[:rows] for part, rows in self._parts(array)])
 
-    def _parts(self, array):
+    def _parts(self, array: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """The batch in the shapes that are run, each with how many of its rows are wanted."""
         if self._rows is None or len(array) in (1, self._rows):
             yield array, len(array)
@@ -72,7 +86,7 @@ class PaddleInference:
             padded[: len(array)] = array
             yield padded, len(array)
 
-    def _run(self, array):
+    def _run(self, array: np.ndarray) -> np.ndarray:
         self._predictor.get_input_handle(self._predictor.get_input_names()[0]).copy_from_cpu(array)
         self._predictor.run()
         return self._predictor.get_output_handle(self._predictor.get_output_names()[0]).copy_to_cpu()
@@ -84,15 +98,15 @@ class OpenVINO:
     Args:
         directory: what `export(…, openvino=True)` wrote.
         file: name of one of its .xml files.
-        threads: of the CPU.
+        threads: number of threads.
         example: an input, run at once: the weights are packed by it, and what was read of their file is given back.
 
     Raises:
         ImportError: if OpenVINO is not installed.
     """
 
-    def __init__(self, directory, file, threads, example):
-        require("openvino")
+    def __init__(self, directory: str, file: str, threads: int, example: np.ndarray):
+        require("openvino-runtime")
         import openvino
 
         settings = {
@@ -109,130 +123,269 @@ class OpenVINO:
         with open(path, "rb") as program:
             model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
-        self._shapes = set()
+        self._shapes: set[tuple[int, ...]] = set()
         self(example)
 
-    def __call__(self, array):
+    def __call__(self, array: np.ndarray) -> np.ndarray:
         features = self._request.infer([array])[0]
         if array.shape not in self._shapes:  # for which weights may have been packed, and copies of them are kept
             self._shapes.add(array.shape)
-            self._mapped.madvise(mmap.MADV_DONTNEED)  # what is needed still is read from the file again
+            release_pages(self._mapped)  # what is needed still is read from the file again
         return features
 
 
-def has_openvino():
-    """Whether a model can be compiled for OpenVINO: it and the way to ONNX are installed."""
-    return all(importlib.util.find_spec(name) for name in ("openvino", "paddle2onnx"))
+class Predictor:
+    """An exported model: `encode_image`, `encode_text` and the call of a `CLIP`, without its networks.
 
-
-def write_onnx(directory, tower):
-    """Translates a program of `export` into <tower>.onnx beside it.
-
-    Raises:
-        ImportError: if paddle2onnx is not installed.
-        RuntimeError: if it fails, with what it said last.
-    """
-    require("paddle2onnx")
-    options = {
-        "model_dir": directory,
-        "model_filename": f"{tower}.json",
-        "params_filename": f"{tower}.pdiparams",
-        "save_file": os.path.join(directory, f"{tower}.onnx"),
-        "opset_version": "17",
-        "enable_onnx_checker": "False",  # it would load the weights once more
-        "optimize_tool": "None",  # what loads the file optimizes it
-    }
-    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    _run(
-        ["-m", "paddle2onnx.command", *arguments],
-        options["save_file"],
-        f"translate the {tower} encoder to ONNX",
-    )
-
-
-# OpenVINO leaves float32 products to MLAS, but those with an operation after them to oneDNN. MLAS is a sixth slower
-# where more numbers are added up than come out, as in c_proj: behind these goes a clamp that changes nothing.
-TRANSLATE = """
-import sys, numpy, openvino
-from openvino import opset13, passes
-path, = sys.argv[1:]
-model = openvino.Core().read_model(path + ".onnx")
-manager = passes.Manager()
-manager.register_pass(passes.ConstantFolding())  # parts of weights
-manager.run_passes(model)
-largest = numpy.finfo("float32").max
-for node in model.get_ordered_ops():
-    if node.get_type_name() == "Add" and node.input_value(0).get_node().get_type_name() == "MatMul":
-        weight = node.input_value(0).get_node().input_value(1).get_node()
-        if weight.get_type_name() == "Constant" and weight.shape[0] > weight.shape[1]:
-            readers = node.output(0).get_target_inputs()
-            clamp = opset13.clamp(node, -largest, largest)
-            for reader in readers:
-                reader.replace_source_output(clamp.output(0))
-openvino.save_model(model, path + ".xml", compress_to_fp16=False)
-"""
-
-
-def write_openvino(directory, tower):
-    """Translates <tower>.onnx, of `write_onnx`, into OpenVINO's <tower>.xml and .bin beside it.
-
-    Its weights are read as they are needed, which those in a .onnx file are not.
-
-    Raises:
-        ImportError: if OpenVINO is not installed.
-        RuntimeError: if it fails, with what it said last.
-    """
-    require("openvino")
-    path = os.path.join(directory, tower)
-    _run(["-c", TRANSLATE, path], path + ".bin", f"translate the {tower} encoder for OpenVINO")
-
-
-QUANTIZE = """
-import logging, sys
-import nncf, numpy, openvino
-nncf.set_log_level(logging.ERROR)
-directory, kind = sys.argv[1:]
-images = numpy.load(f"{directory}/calibration.npy", mmap_mode="r")
-model = openvino.Core().read_model(f"{directory}/image.xml")
-data = nncf.Dataset([image[None] for image in images])
-model = nncf.quantize(model, data, subset_size=len(images), model_type=getattr(nncf.ModelType, kind, None))
-openvino.save_model(model, f"{directory}/image.int8.xml")
-"""
-
-
-def write_int8(directory, images, transformer):
-    """Quantises image.xml into image.int8.xml and .bin beside it: NNCF's post-training quantisation.
+    `classify`, `embed` and all else that encodes takes it as it takes a `CLIP`. Inputs are numpy arrays or Tensors, and
+    outputs are of the same kind, in float32. Calls from several threads wait for each other.
 
     Args:
-        directory: with the image.xml of `write_openvino`.
-        images: what the ranges of the activations are read from, [N, 3, R, R].
-        transformer: whether the encoder is one; a convolutional network has other rules.
+        directory: what `export` wrote.
+        threads: number of threads on the CPU; by default one for each core this process may use.
+        device: "cpu", "gpu" or "gpu:<number>"; by default Paddle's current one.
+        engine: "paddle", which is Paddle Inference with oneDNN on the CPU (with Paddle 2 MKL) and CUDA on a GPU; or
+            "openvino", on the CPU. By default OpenVINO, if it is installed and the export holds its files.
+        precision: "float32", or "int8" for the image encoder that `export(…, calibration=…)` quantised, by OpenVINO.
 
     Raises:
-        ImportError: if NNCF is not installed.
-        RuntimeError: if it fails, with what it said last.
+        CheckpointError: if the folder is no export, damaged, or made by another version.
+        FileNotFoundError: if there is no such folder, or it holds no files for the engine and precision.
+        ImportError: if the engine is not installed.
+        ValueError: if the device, the engine or the precision is another, or the model in half precision and the
+            device no GPU.
+
+    Attributes:
+        preprocess: turns a picture into one row of `encode_image`'s input, see `transforms.image_transform`.
+        context_length: longest text in tokens.
+        embed_dim: width E of the features.
+        logit_scale: 0-d Tensor, as a `CLIP` has it.
+        engine: "paddle" or "openvino".
     """
-    require("nncf")
-    path = os.path.join(directory, "calibration.npy")
-    np.save(path, images)
-    arguments = ["-c", QUANTIZE, directory, "TRANSFORMER" if transformer else ""]
-    _run(arguments, os.path.join(directory, "image.int8.bin"), "quantise the image encoder")
-    os.unlink(path)
+
+    def __init__(
+        self,
+        directory: StrPath,
+        threads: Optional[int] = None,
+        device: Optional[str] = None,
+        engine: Optional[str] = None,
+        precision: str = "float32",
+    ):
+        directory = os.fspath(directory)
+        self.device = device or paddle.get_device()
+        self.threads = threads or available_cores()
+        require_engine(engine, precision, self.device, threads)
+        description = _description(directory)
+        self.dtype = description["dtype"]
+        _require_device(self.device, self.dtype)
+        self.engine = _choose_engine(engine, precision, self.device, directory, description["crc32"])
+        self.context_length = description["context_length"]
+        self.image_resolution = description["image_resolution"]
+        self.embed_dim = description["embed_dim"]
+        self.logit_scale = paddle.to_tensor(description["logit_scale"], "float32")
+        self.preprocess = image_transform(self.image_resolution)
+        self._images_at_once = description["images_at_once"]
+        self._tokens_at_once = description["tokens_at_once"]
+        if self.device.startswith("gpu"):  # which is fastest with all of them
+            self._images_at_once = self._tokens_at_once = 1 << 62
+        self._lock = threading.Lock()
+        self._towers = self._load(directory, precision)
+
+    def _load(self, directory: str, precision: str) -> dict[str, _Runner]:
+        """{tower: its encoder}."""
+        if self.engine == "openvino":
+            image = "image.int8.xml" if precision == "int8" else "image.xml"
+            size = self.image_resolution
+            return {
+                "image": OpenVINO(directory, image, self.threads, np.zeros((1, 3, size, size), np.float32)),
+                "text": OpenVINO(directory, "text.xml", self.threads, np.zeros((1, self.context_length), np.int64)),
+            }
+        return {
+            tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once)
+            for tower in TOWERS
+        }
+
+    def _run(self, tower: str, array: np.ndarray) -> np.ndarray:
+        with self._lock:
+            return self._towers[tower](array)
+
+    def encode_image(self, image: Any) -> Any:
+        """Computes image features, not normalised.
+
+        Args:
+            image: [B, 3, R, R], numpy array or Tensor.
+
+        Returns:
+            [B, E], of the kind of `image`.
+
+        Raises:
+            ValueError: if the image is not [B, 3, R, R].
+        """
+        array = as_batch(image, self.image_resolution)
+        features = np.empty((len(array), self.embed_dim), np.float32)
+        rows = self._images_at_once
+        for start in range(0, len(array), rows):
+            features[start : start + rows] = self._run("image", array[start : start + rows])
+        return _like(image, features)
+
+    def encode_text(self, text: Any, trim: bool = True) -> Any:
+        """Computes text features, not normalised.
+
+        Args:
+            text: token ids [B, L], numpy array or Tensor, as `tokenize` returns them.
+            trim: whether to leave out what follows the last end-of-text of the batch, see `CLIP.encode_text`.
+
+        Returns:
+            [B, E], of the kind of `text`.
+
+        Raises:
+            ValueError: if the tokens are not [B, L] with L at most the context length.
+        """
+        tokens = np.asarray(text)
+        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.context_length:
+            raise ValueError(f"tokens are {list(tokens.shape)}; this model takes [N, 1 to {self.context_length}]")
+        lengths = tokens.argmax(axis=-1) + 1 if trim else np.full(len(tokens), tokens.shape[1])  # [B]
+        order = np.argsort(lengths, kind="stable")
+        features = np.empty((len(tokens), self.embed_dim), np.float32)
+        while len(order):  # the longest first
+            length = lengths[order[-1]]
+            rows = order[-max(1, self._tokens_at_once // length) :]
+            features[rows] = self._run("text", np.ascontiguousarray(tokens[rows, :length], np.int64))
+            order = order[: -len(rows)]
+        return _like(text, features)
+
+    def __call__(self, image: Any, text: Any) -> tuple[Any, Any]:
+        """logits_per_image [N, M] and logits_per_text [M, N] in float32, see `CLIP.forward`."""
+        image_features = self.encode_image(as_batch(image, self.image_resolution))  # [N, E]
+        text_features = self.encode_text(np.asarray(text))  # [M, E]
+        image_features = image_features / np.linalg.norm(image_features, axis=-1, keepdims=True)
+        text_features = text_features / np.linalg.norm(text_features, axis=-1, keepdims=True)
+        logits_per_image = self.logit_scale.exp().item() * image_features @ text_features.T  # [N, M]
+        return _like(image, logits_per_image), _like(image, np.ascontiguousarray(logits_per_image.T))
 
 
-def require(*packages):
-    """Raises ImportError, with the command that installs it, for the first of the packages that is missing."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f"{package} is not installed: {INSTALL[package]}")
+# ------------------------------------------------------------------------------------------------------ the folder
 
 
-def _run(arguments, result, purpose):
-    """Runs Python in a process of its own, as these tools print much and keep the memory of the weights."""
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode or not os.path.exists(result):
-        said = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["nothing"]
-        # paddle2onnx says why it failed before it fails of something else.
-        reason = next((line for line in said if "Failed" in line), said[-1])
-        raise RuntimeError(f"could not {purpose} (exit status {done.returncode}): {reason}")
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_list_of_files(value: Any) -> bool:
+    if not isinstance(value, dict) or any(os.path.basename(name) != name for name in value):
+        return False
+    programs = (any(f"{tower}{suffix}" in value for suffix in _PROGRAM_SUFFIXES) for tower in TOWERS)
+    return all(programs) and all(f"{tower}.pdiparams" in value for tower in TOWERS)
+
+
+# What is read of config.json, and whether a value can be of use.
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    "paddle": lambda value: isinstance(value, str),
+    "dtype": lambda value: value in EXPORT_DTYPES,
+    "logit_scale": lambda value: isinstance(value, float) and math.isfinite(value),
+    "image_resolution": _is_positive,
+    "context_length": _is_positive,
+    "embed_dim": _is_positive,
+    "images_at_once": _is_positive,
+    "tokens_at_once": _is_positive,
+    "crc32": _is_list_of_files,
+}
+
+
+def _description(directory: str) -> dict[str, Any]:
+    """The checked content of an export's config.json."""
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(f"no folder {directory}: paddle_clip.export(model, directory) makes one")
+    if not is_export(directory):
+        raise CheckpointError(f"{directory} is not what paddle_clip.export writes: its config.json says nothing of it")
+    with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
+        description = json.load(file)
+    if description.get("version") != VERSION:
+        raise CheckpointError(
+            f"{directory} has version {description.get('version')} of the format and this package reads {VERSION}: "
+            "export the model again"
+        )
+    wrong = sorted(name for name, is_sound in _SOUND.items() if not is_sound(description.get(name)))
+    if wrong:
+        raise CheckpointError(
+            f"{os.path.join(directory, 'config.json')} is damaged: it lacks, or has no sound value for, "
+            f"{', '.join(wrong)}; copy the whole folder again, or export the model again"
+        )
+    if description["paddle"].split(".")[0] != paddle.__version__.split(".")[0]:
+        raise CheckpointError(
+            f"{directory} was exported by Paddle {description['paddle']} and this is {paddle.__version__}, which does "
+            "not read its programs: export the model again"
+        )
+    for name, expected in description["crc32"].items():
+        path = os.path.join(directory, name)
+        if not os.path.isfile(path):
+            raise CheckpointError(f"{directory} lacks {name}: copy the whole folder again, or export the model again")
+        if crc32_of_file(path) != expected:
+            raise CheckpointError(f"{path} is damaged: copy the whole folder again, or export the model again")
+    return description
+
+
+def is_export(directory: str) -> bool:
+    """Whether a folder is what `export` writes, as far as its config.json says."""
+    try:
+        with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
+            return json.load(file)["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _require_device(device: str, dtype: str) -> None:
+    kind, _, number = device.partition(":")
+    if not (device == "cpu" or (kind == "gpu" and (number.isdigit() or device == "gpu"))):
+        raise ValueError(f"the device is {device!r}; choose cpu, gpu or gpu:<number>")
+    if kind == "gpu" and not paddle.device.is_compiled_with_cuda():
+        raise ValueError(f"the device is {device!r}, and this build of Paddle has no CUDA: use device='cpu'")
+    require_dtype(dtype, device)
+
+
+def available_cores() -> int:
+    """The number of cores this process may use; of all, on systems that do not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_engine(engine: Optional[str], precision: str, device: str, threads: Optional[int]) -> None:
+    """Raises ValueError for what no export can be run with."""
+    if engine not in (None, *ENGINES):
+        raise ValueError(f"the engine is {engine!r}; choose {' or '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision is {precision!r}; choose {' or '.join(PRECISIONS)}")
+    if precision == "int8" and engine == "paddle":
+        raise ValueError("int8 is run by OpenVINO: use engine='openvino'")
+    if device.startswith("gpu") and (engine == "openvino" or precision == "int8"):
+        raise ValueError(f"OpenVINO runs on the CPU, and the device is {device}: paddle.set_device('cpu') first")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; give 1 or more")
+
+
+def _choose_engine(engine: Optional[str], precision: str, device: str, directory: str, files: dict[str, int]) -> str:
+    """The engine asked for, or by default the one for this machine and these files of an export."""
+    if precision == "int8" and "image.int8.xml" not in files:
+        raise FileNotFoundError(f"{directory} holds no int8 encoder: export the model again with calibration=images")
+    has_files = all(f"{tower}.xml" in files for tower in TOWERS)
+    if (engine == "openvino" or precision == "int8") and not has_files:
+        raise FileNotFoundError(f"{directory} holds no files for OpenVINO: export the model again with openvino=True")
+    usable = device == "cpu" and has_files and has("openvino-runtime")
+    return engine or ("openvino" if usable or precision == "int8" else "paddle")
+
+
+def as_batch(image: Any, size: int) -> np.ndarray:
+    """A batch as a float32 array, or a ValueError if it is not [N, 3, size, size]."""
+    if isinstance(image, paddle.Tensor):
+        image = image.astype("float32")  # the array of a bfloat16 Tensor would be one of its bits
+    array = np.ascontiguousarray(image, np.float32)
+    expected = (3, size, size)
+    if array.ndim != 4 or array.shape[1:] != expected:
+        raise ValueError(
+            f"images are {list(array.shape)}; this model takes [N, {', '.join(map(str, expected))}]: "
+            "prepare them with its preprocess, and stack them into a batch"
+        )
+    return array
+
+
+def _like(given: Any, array: np.ndarray) -> Any:
+    return paddle.to_tensor(array) if isinstance(given, paddle.Tensor) else array

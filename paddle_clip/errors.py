@@ -1,11 +1,16 @@
 """The one error for files and weights that cannot be used, and the strict comparison that raises it."""
 
+from collections.abc import Mapping
+
 
 class CheckpointError(ValueError):
     """A file or state dict cannot be used. The message says what was expected, what was found and what helps."""
 
 
-def require_same_tensors(expected, found, source, hint):
+Shape = tuple[int, ...]
+
+
+def require_same_tensors(expected: Mapping[str, Shape], found: Mapping[str, Shape], source: str, hint: str) -> None:
     """Compares two `{name: shape}` dicts strictly.
 
     Args:

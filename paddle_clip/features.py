@@ -13,19 +13,19 @@ import io
 import json
 import os
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from types import ModuleType, TracebackType
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 from PIL import Image
 
-from .images import as_images, batches, encode, inference, progress_bar, warn_of_damage
+from .checkpoints.files import StrPath, lock, replacing, require_place
+from .defaults import BATCH_SIZE, IMAGES_FOUND
+from .encoding import Encoder, encode, inference, progress_bar
+from .extras import require
+from .images import Batch, Name, as_images, batches, warn_of_damage
 from .tokenizer import tokenize
-from .writers import require_place
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 _CHECKPOINT_SECONDS = 1.0  # of work that a killed process loses at most, beside its last batch
 _NPY_HEADER = 128  # bytes; numpy pads to a multiple of 64, and no two-dimensional header needs more than this
@@ -42,8 +42,8 @@ class Features(NamedTuple):
     """
 
     features: np.ndarray
-    paths: list
-    damaged: list
+    paths: list[Name]
+    damaged: list[tuple[Name, str]]
 
 
 class Match(NamedTuple):
@@ -54,22 +54,22 @@ class Match(NamedTuple):
 
 
 def embed(
-    model,
-    preprocess,
-    images,
-    output=None,
-    batch_size=64,
-    workers=None,
-    on_error="raise",
-    normalize=True,
-    progress=None,
-    resume=True,
-):
-    """The image features of a folder, a list or a data set, of any length, in constant memory if they go to a file.
+    model: Encoder,
+    preprocess: Callable[[Any], Any],
+    images: Any,
+    output: Optional[StrPath] = None,
+    batch_size: int = BATCH_SIZE,
+    workers: Optional[int] = None,
+    on_error: str = "raise",
+    normalize: bool = True,
+    progress: Optional[bool] = None,
+    resume: bool = True,
+) -> Features:
+    """Computes the image features of a folder, a list or a data set of any length.
 
-    With an output, what was computed is kept in hidden files beside it when the process ends early, whatever ends it,
-    and the next call with the same arguments continues there; the features are those of an uninterrupted run, bit for
-    bit. The output gets its name when it is complete.
+    With an output, memory is constant. When the process ends early, whatever ends it, what was computed is kept in
+    hidden files beside the output, and the next call with the same arguments continues there; the features are those of
+    an uninterrupted run, bit for bit. The output gets its name when it is complete.
 
     Args:
         model: from `load`.
@@ -97,16 +97,17 @@ def embed(
     names, items = as_images(images)
     with inference(model):
         probe = _rows(model, _probe(preprocess)[None], normalize)[0]  # [E]
+        opened: contextlib.AbstractContextManager[_Memory]
         if output is None:
-            store = contextlib.nullcontext(_Memory(len(names), len(probe)))
+            opened = contextlib.nullcontext(_Memory(len(names), len(probe)))
         else:
             run = {"images": _digest(names), "count": len(names), "batch_size": batch_size, "normalize": normalize}
-            store = _File(os.fspath(output), {**run, "probe": probe.tolist()}, resume)
-        with store as store, progress_bar(progress, total=len(names), initial=store.done, unit="image") as bar:
+            opened = _File(os.fspath(output), {**run, "probe": probe.tolist()}, resume)
+        with opened as store, progress_bar(progress, total=len(names), initial=store.done, unit="image") as bar:
             read = batches(preprocess, names, items, batch_size, workers, on_error, store.done)
             with contextlib.closing(read):
                 for batch in read:
-                    rows = _rows(model, batch.pixels, normalize) if batch.indices else []
+                    rows = _rows(model, batch.pixels, normalize) if batch.indices else np.empty([0, len(probe)])
                     store.add(rows, batch)
                     bar.update(batch.end - store.before)
             if not store.rows:
@@ -116,7 +117,7 @@ def embed(
             return store.finish([name for name in names if name not in skipped])
 
 
-def require_output(path):
+def require_output(path: str) -> None:
     """Raises what `embed` would for an output it cannot write, before any work is done.
 
     Raises:
@@ -133,11 +134,11 @@ def require_output(path):
         raise ValueError(f"{_json_of(path)} is of something else and would be overwritten; choose another output")
 
 
-def load_features(path):
+def load_features(path: StrPath) -> Features:
     """Reads what `embed` wrote.
 
     Args:
-        path: of a `.npy` file, which is mapped into memory and not read, or a `.parquet` file, which is read.
+        path: path of a `.npy` file, which is mapped into memory and not read, or a `.parquet` file, which is read.
 
     Returns:
         `Features`.
@@ -149,17 +150,17 @@ def load_features(path):
     path = os.fspath(path)
     if _is_parquet(path):
         parquet = _pyarrow_parquet()
-        with _told_as_no_features(path):
+        with _refused_as_no_features(path):
             table = parquet.read_table(path)
             column = table.column("feature").combine_chunks()
             features = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
             paths, damaged = table.column("path").to_pylist(), json.loads(table.schema.metadata[b"damaged"])
     else:
-        with _told_as_no_features(path):
+        with _refused_as_no_features(path):
             features = np.load(path, mmap_mode="r", allow_pickle=False)
             dimensions = features.ndim
         described = _json_of(path)
-        with open(described, encoding="utf-8") as file, _told_as_no_features(described):
+        with open(described, encoding="utf-8") as file, _refused_as_no_features(described):
             known = json.load(file)
             paths, damaged = list(known["paths"]), list(known["damaged"])
         if dimensions != 2 or len(features) != len(paths):
@@ -167,40 +168,39 @@ def load_features(path):
     return Features(features, paths, [tuple(pair) for pair in damaged])
 
 
-def _pyarrow_parquet():
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise ImportError("Parquet files need pyarrow: pip install pyarrow") from None
+def _pyarrow_parquet() -> ModuleType:
+    require("parquet")
+    from pyarrow import parquet
+
     return parquet
 
 
 @contextlib.contextmanager
-def _told_as_no_features(path):
-    """Says what numpy, pyarrow and json find wrong in our words: numpy calls other files pickles."""
+def _refused_as_no_features(path: str) -> Iterator[None]:
+    """Says in our words what numpy, pyarrow and json find wrong: numpy calls other files pickles."""
     try:
         yield
     except (AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a file of features: expected what `embed` writes") from error
 
 
-def _rows(model, pixels, normalize=True):
+def _rows(model: Encoder, pixels: np.ndarray, normalize: bool = True) -> np.ndarray:
     return encode(model, pixels, normalize).astype("float32").numpy()  # [B, E]
 
 
-def _is_parquet(path):
+def _is_parquet(path: str) -> bool:
     return path.endswith(".parquet")
 
 
-def _json_of(path):
+def _json_of(path: str) -> str:
     return os.path.splitext(path)[0] + ".json"
 
 
-def _digest(names):
+def _digest(names: list[Name]) -> str:
     return hashlib.sha256("\0".join(map(str, names)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _probe(preprocess):
+def _probe(preprocess: Callable[[Any], Any]) -> np.ndarray:
     """A preprocessed image of noise: the same feature of it tells the same model and preprocessing."""
     noise = np.random.default_rng(0).integers(0, 256, [300, 400, 3], dtype=np.uint8)
     return np.asarray(preprocess(Image.fromarray(noise)))  # [3, R, R]
@@ -209,21 +209,21 @@ def _probe(preprocess):
 class _Memory:
     """Features kept as an array."""
 
-    def __init__(self, count, width):
+    def __init__(self, count: int, width: int):
         self.features = np.empty([count, width], np.float32)
         self.done = self.before = self.rows = 0
-        self.damaged = []
+        self.damaged: list[tuple[Name, str]] = []
 
-    def add(self, rows, batch):
+    def add(self, rows: np.ndarray, batch: Batch) -> None:
         self.features[self.rows : self.rows + len(rows)] = rows
         self._count(rows, batch)
 
-    def _count(self, rows, batch):
+    def _count(self, rows: np.ndarray, batch: Batch) -> None:
         self.rows += len(rows)
         self.damaged += batch.damaged
         self.before, self.done = self.done, batch.end
 
-    def finish(self, paths):
+    def finish(self, paths: list[Name]) -> Features:
         return Features(self.features[: self.rows], paths, self.damaged)
 
 
@@ -234,19 +234,20 @@ class _File(_Memory):
     since the last. A checkpoint is noted when its rows are on the disk; what is beyond the last is cut off on resuming.
     """
 
-    def __init__(self, output, run, resume):
+    def __init__(self, output: str, run: dict[str, Any], resume: bool):
         require_output(output)
         folder, name = os.path.split(os.path.abspath(output))
         self.output, self.run, self.resume = output, run, resume
         self.partial = os.path.join(folder, f".{name}.partial")
         self.journal_path = os.path.join(folder, f".{name}.journal")
         self.done = self.before = self.rows = self.rows_noted = 0
-        self.damaged, self.unnoted = [], []
+        self.damaged: list[tuple[Name, str]] = []
+        self.unnoted: list[tuple[Name, str]] = []
 
-    def __enter__(self):
+    def __enter__(self) -> "_File":
         self.journal = open(self.journal_path, "a+b")
         try:
-            self._lock()
+            lock(self.journal, self.output, self.journal_path)
             open(self.partial, "ab").close()  # so that it exists
             self.file = open(self.partial, "r+b")
             try:
@@ -260,24 +261,19 @@ class _File(_Memory):
         self.noted_at = time.monotonic()
         return self
 
-    def __exit__(self, error, *_):
+    def __exit__(
+        self,
+        error: Optional[type[BaseException]],
+        value: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
         if error and not self.rows_noted:  # nothing is worth keeping
             os.unlink(self.partial)
             os.unlink(self.journal_path)
         self.file.close()
         self.journal.close()
 
-    def _lock(self):
-        if fcntl:
-            try:
-                fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is writing {self.output}; wait for it") from None
-            stale = not os.path.exists(self.journal_path)
-            if stale or not os.path.samestat(os.fstat(self.journal.fileno()), os.stat(self.journal_path)):
-                raise ValueError(f"another process has just written {self.output}")
-
-    def _continue(self):
+    def _continue(self) -> None:
         """Finds where the journal ends, and cuts off what is beyond; or starts anew."""
         self.journal.seek(0)
         lines = self.journal.read().split(b"\n")[:-1]  # what follows the last newline was not written whole
@@ -294,10 +290,10 @@ class _File(_Memory):
         self.file.truncate(self._size(self.rows))
         self.file.seek(0, os.SEEK_END)
 
-    def _size(self, rows):
+    def _size(self, rows: int) -> int:
         return _NPY_HEADER + rows * len(self.run["probe"]) * 4
 
-    def _require_same_run(self, old):
+    def _require_same_run(self, old: dict[str, Any]) -> None:
         new, keys = self.run, ("batch_size", "normalize")
         reasons = [f"{key} {old[key]} then, {new[key]} now" for key in keys if old[key] != new[key]]
         if (old["images"], old["count"]) != (new["images"], new["count"]):
@@ -311,25 +307,25 @@ class _File(_Memory):
                 "Run it again as it was to continue it, or with resume=False to start anew"
             )
 
-    def add(self, rows, batch):
+    def add(self, rows: np.ndarray, batch: Batch) -> None:
         self.file.write(np.ascontiguousarray(rows, np.float32).data)
         self._count(rows, batch)
         self.unnoted += batch.damaged
         if time.monotonic() - self.noted_at > _CHECKPOINT_SECONDS:
             self._checkpoint()
 
-    def _checkpoint(self):
+    def _checkpoint(self) -> None:
         self.file.flush()
         os.fsync(self.file.fileno())
         self._note({"done": self.done, "rows": self.rows, "damaged": self.unnoted})
         self.unnoted, self.rows_noted, self.noted_at = [], self.rows, time.monotonic()
 
-    def _note(self, line):
+    def _note(self, line: dict[str, Any]) -> None:
         self.journal.write(json.dumps(line).encode() + b"\n")
         self.journal.flush()
         os.fsync(self.journal.fileno())
 
-    def finish(self, paths):
+    def finish(self, paths: list[Name]) -> Features:
         header = io.BytesIO()
         shape = (self.rows, len(self.run["probe"]))
         description = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -344,19 +340,17 @@ class _File(_Memory):
         os.unlink(self.journal_path)
         return load_features(self.output)
 
-    def _write_npy(self, paths):
+    def _write_npy(self, paths: list[Name]) -> None:
         """Renames the file, with no moment when features have the paths of others beside them."""
-        described, temporary = _json_of(self.output), self.partial + ".json"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump({"paths": paths, "damaged": self.damaged}, file, indent=0)
+        with replacing(_json_of(self.output)) as (file, _):
+            file.write(json.dumps({"paths": paths, "damaged": self.damaged}, indent=0).encode())
             file.flush()
             os.fsync(file.fileno())
-        if os.path.exists(described):
-            os.unlink(described)
-        os.replace(self.partial, self.output)
-        os.replace(temporary, described)
+            if os.path.exists(_json_of(self.output)):
+                os.unlink(_json_of(self.output))
+            os.replace(self.partial, self.output)
 
-    def _write_parquet(self, paths, shape):
+    def _write_parquet(self, paths: list[Name], shape: tuple[int, int]) -> None:
         import pyarrow
 
         parquet = _pyarrow_parquet()
@@ -364,10 +358,9 @@ class _File(_Memory):
         kind = pyarrow.list_(pyarrow.float32(), width)
         name = pyarrow.string() if isinstance(paths[0], str) else pyarrow.int64()
         schema = pyarrow.schema([("path", name), ("feature", kind)], {"damaged": json.dumps(self.damaged)})
-        temporary = self.partial + ".parquet"
         features = np.load(self.partial, mmap_mode="r")
         step = max(1, _CHUNK // (width * 4))
-        with parquet.ParquetWriter(temporary, schema) as writer:
+        with replacing(self.output, ".parquet") as (file, _), parquet.ParquetWriter(file, schema) as writer:
             for start in range(0, len(paths), step):
                 rows = pyarrow.array(features[start : start + step].reshape(-1))
                 columns = [
@@ -375,12 +368,18 @@ class _File(_Memory):
                     pyarrow.FixedSizeListArray.from_arrays(rows, width),
                 ]
                 writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
-        os.replace(temporary, self.output)
         os.unlink(self.partial)
 
 
-def search(model, preprocess, features, paths, query, top_k=10):
-    """The images nearest to a text or to an image.
+def search(
+    model: Encoder,
+    preprocess: Callable[[Any], Any],
+    features: np.ndarray,
+    paths: Union[list[Any], np.ndarray],
+    query: Any,
+    top_k: int = IMAGES_FOUND,
+) -> list[Match]:
+    """Finds the images nearest to a text or to an image.
 
     Args:
         model: from `load`: the one that made the features.
@@ -398,11 +397,7 @@ def search(model, preprocess, features, paths, query, top_k=10):
         ValueError: if the features do not fit the model or the paths, or the image cannot be read.
         RuntimeError: if the text is too long.
     """
-    with inference(model):
-        if isinstance(query, str):
-            target = model.encode_text(tokenize(query, model.context_length))[0].astype("float32").numpy()  # [E]
-        else:
-            target = _rows(model, np.asarray(preprocess(query))[None])[0]  # [E]
+    target = _query_feature(model, preprocess, query)
     if features.ndim != 2 or features.shape[1] != len(target) or len(features) != len(paths):
         raise ValueError(
             f"the features are {list(features.shape)}, expected [{len(paths)}, {len(target)}]: one row for each of the "
@@ -410,7 +405,6 @@ def search(model, preprocess, features, paths, query, top_k=10):
         )
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; it is at least 1")
-    target = target / np.linalg.norm(target)
     best_rows, best_scores = np.empty(0, np.int64), np.empty(0, np.float32)
     step = max(1, _CHUNK // (4 * len(target)))
     for start in range(0, len(features), step):
@@ -421,3 +415,13 @@ def search(model, preprocess, features, paths, query, top_k=10):
         best = np.lexsort([rows, -scores])[:top_k]  # of equal ones, the first
         best_rows, best_scores = rows[best], scores[best]
     return [Match(paths[row], float(score)) for row, score in zip(best_rows, best_scores)]
+
+
+def _query_feature(model: Encoder, preprocess: Callable[[Any], Any], query: Any) -> np.ndarray:
+    """The feature [E] of a text or an image, of length 1."""
+    with inference(model):
+        if isinstance(query, str):
+            feature = model.encode_text(tokenize(query, model.context_length))[0].astype("float32").numpy()  # [E]
+        else:
+            feature = _rows(model, np.asarray(preprocess(query))[None])[0]  # [E]
+    return feature / np.linalg.norm(feature)

@@ -5,20 +5,26 @@ import os
 import urllib.error
 import urllib.request
 import warnings
+from typing import Optional
 
 import paddle
 from filelock import FileLock
 from tqdm import tqdm
 
-from . import archives, weights, writers
-from .converter import convert
+from .checkpoints import dialects
+from .checkpoints.conversion import convert
+from .checkpoints.files import StrPath, sha256
+from .checkpoints.reading import read
+from .checkpoints.writing import verify_checksums
+from .encoding import HALF_DTYPES, require_dtype
 from .errors import CheckpointError
-from .presets import PRESETS, TINY, build
+from .model import CLIP
+from .presets import PRESETS, TINY, Preset, build
 from .presets import preset as find_preset
-from .transforms import image_transform
+from .transforms import ImageTransform, image_transform
 
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
-DTYPES = ("float32", "float64", "float16", "bfloat16")
+LOAD_DTYPES = ("float32", "float64", *HALF_DTYPES)
 _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 1 << 20
 
@@ -27,18 +33,23 @@ class DownloadError(OSError):
     """An official file cannot be fetched. The message names the URL and the way to do without the network."""
 
 
-def available_models():
+def available_models() -> list[str]:
     """OpenAI's model names, as `load` takes them."""
     return [row.name for row in PRESETS]
 
 
-def load(name_or_path, dtype="float32", cache_dir=None, activation=None):
+def load(
+    name_or_path: StrPath,
+    dtype: str = "float32",
+    cache_dir: Optional[StrPath] = None,
+    activation: Optional[str] = None,
+) -> tuple[CLIP, ImageTransform]:
     """Loads a CLIP model and the preprocessing of its images (OpenAI's `clip.load`).
 
     Args:
         name_or_path: a name listed by `available_models()`, which is downloaded and converted once; "tiny", a small
             model of coloured shapes that is in the package and needs no network; or the path of a `.pt`, `.pdparams` or
-            `.safetensors` file, of this library or another: see `weights.DIALECTS`.
+            `.safetensors` file, of this library or another: all that `convert` takes.
         dtype: what the towers compute in: "float32", "float64", or on a GPU "float16" or "bfloat16"; half precision
             leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files.
         cache_dir: folder for downloaded and converted files; by default the environment variable PADDLE_CLIP_CACHE,
@@ -56,79 +67,55 @@ def load(name_or_path, dtype="float32", cache_dir=None, activation=None):
         CheckpointError: if the file is not a CLIP checkpoint.
         DownloadError: if the model must be fetched and cannot be.
     """
-    _require_dtype(dtype)
-    path = os.fspath(name_or_path)
-    if path in available_models():
-        path = _cached(find_preset(path), cache_dir or _default_cache())
-    elif path == TINY.name:
-        path = os.path.join(os.path.dirname(__file__), "data", TINY.file)
-    elif not os.path.isfile(path):
-        raise ValueError(
-            f"{path!r} is neither a file nor a model; available models: {', '.join(available_models())}, "
-            f"{TINY.name!r} without a network, or the path of a .pt, .pdparams or .safetensors file"
+    if dtype not in LOAD_DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(LOAD_DTYPES)}")
+    require_dtype(dtype, paddle.get_device())
+    path = _find(os.fspath(name_or_path), cache_dir)
+    checkpoint = read(path)
+    verify_checksums(checkpoint, path)
+    weights = dialects.from_checkpoint(checkpoint, path, activation)
+    if weights.activation_assumed:
+        warnings.warn(
+            f"{path}: activation {weights.config.activation} by {weights.activation_from}; "
+            "a file that open_clip trained with GELU needs activation='gelu'",
+            stacklevel=2,
         )
-    checkpoint = archives.read(path)
-    writers.verify_checksums(checkpoint, path)
-    found = weights.from_checkpoint(checkpoint, path, activation)
-    if found.activation_from.endswith(weights.ASSUMED):
-        warnings.warn(f"{path}: activation {found.config.activation} by {found.activation_from}", stacklevel=2)
-    model = build(found.config)
+    model = build(weights.config)
     if dtype == "float64":
-        model.to(dtype=dtype)
-    elif dtype != "float32":
+        model.to(dtype="float64")
+    elif dtype in HALF_DTYPES:
         for layer in model.sublayers():
             if isinstance(layer, (paddle.nn.Conv2D, paddle.nn.Linear)):
-                layer.to(dtype=dtype)
-    model.set_state_dict(found.arrays)
+                layer.to(dtype=getattr(paddle, dtype))
+    model.set_state_dict(weights.arrays)
     model.eval()
-    return model, image_transform(found.config.image_resolution)
+    return model, image_transform(weights.config.image_resolution)
 
 
-def save(model, path):
-    """Writes a model's weights to a file `load` reads, with its activation.
-
-    Args:
-        model: a `CLIP`.
-        path: the file, by extension `.safetensors`, `.pt` (OpenAI's names and layouts, for PyTorch) or
-            `.pdparams`. It gets its name once it is complete and has been read back.
-
-    Raises:
-        CheckpointError: if `path` has another extension or cannot become the file; an existing one is untouched.
-        OSError: likewise, if the system refuses to write.
-    """
-    path = os.fspath(path)
-    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    if path.endswith(".pt"):
-        arrays = dict(weights.to_openai(name, array) for name, array in arrays.items())
-    told = {"activation": activation_of(model)}
-    writers.write(path, arrays, lambda name: "keep", lambda checksums: {**told, "crc32": checksums})
+def _find(name_or_path: str, cache_dir: Optional[StrPath]) -> str:
+    """The path of a file, or of the file of a model by name, which is fetched if it has to be."""
+    if name_or_path in available_models():
+        return _cached(find_preset(name_or_path), os.fspath(cache_dir or _default_cache()))
+    if name_or_path == TINY.name:
+        return os.path.join(os.path.dirname(__file__), "data", TINY.file)
+    if not os.path.isfile(name_or_path):
+        raise ValueError(
+            f"{name_or_path!r} is neither a file nor a model; available models: {', '.join(available_models())}, "
+            f"{TINY.name!r} without a network, or the path of a .pt, .pdparams or .safetensors file"
+        )
+    return name_or_path
 
 
-def activation_of(model):
-    """What a model computes, "quickgelu" or "gelu"."""
-    return "gelu" if isinstance(model.transformer.resblocks[0].mlp.gelu, paddle.nn.GELU) else "quickgelu"
-
-
-def url_of(row):
+def url_of(row: Preset) -> str:
     """Where OpenAI publishes the file of a preset."""
     return f"{BASE_URL}/{row.sha256}/{row.file}"
 
 
-def _require_dtype(dtype):
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
-    if dtype in ("float16", "bfloat16") and paddle.get_device() == "cpu":
-        raise ValueError(
-            f"{dtype} does not run on the CPU: Paddle has no {dtype} kernels there. Use dtype='float32', or a GPU "
-            "build of Paddle with paddle.set_device('gpu')"
-        )
-
-
-def _default_cache():
+def _default_cache() -> str:
     return os.environ.get("PADDLE_CLIP_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "paddle_clip")
 
 
-def _cached(row, cache_dir):
+def _cached(row: Preset, cache_dir: str) -> str:
     """The path of a model's converted weights, which are made at most once, by one process at a time."""
     os.makedirs(cache_dir, exist_ok=True)
     original = os.path.join(cache_dir, row.file)
@@ -140,13 +127,13 @@ def _cached(row, cache_dir):
     return converted
 
 
-def _fetch(row, path):
+def _fetch(row: Preset, path: str) -> None:
     """Makes `path` the official file of a preset, continuing an interrupted download."""
     url = url_of(row)
     if os.path.exists(path):
-        if archives.sha256(path) != row.sha256:
+        if sha256(path) != row.sha256:
             raise CheckpointError(
-                f"{path} is not OpenAI's {row.file}: its SHA-256 is {archives.sha256(path)}, expected {row.sha256}. "
+                f"{path} is not OpenAI's {row.file}: its SHA-256 is {sha256(path)}, expected {row.sha256}. "
                 "Delete it to download it again, or load it by its path if it is your own"
             )
         return
@@ -158,14 +145,14 @@ def _fetch(row, path):
             f"cannot download {row.name} from {url} ({error}). Run it again to continue; or fetch the file elsewhere "
             f"and put it into {os.path.dirname(path)}, or load it by its path. The model {TINY.name!r} needs no network"
         ) from error
-    found = archives.sha256(partial)
+    found = sha256(partial)
     if found != row.sha256:
         os.unlink(partial)
         raise DownloadError(f"{url} gave a file with SHA-256 {found}, expected {row.sha256}; run it again")
     os.replace(partial, path)
 
 
-def _download(url, partial):
+def _download(url: str, partial: str) -> None:
     """Appends to `partial` what it lacks of the file at `url`."""
     have = os.path.getsize(partial) if os.path.exists(partial) else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})

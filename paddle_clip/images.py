@@ -1,22 +1,25 @@
-"""Images in bulk: found in folders, decoded in threads, encoded in batches."""
+"""Images in bulk: found in folders, decoded in threads, put into batches."""
 
 import collections
-import contextlib
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, NoReturn, Optional, Union
 
 import numpy as np
 import paddle
-from tqdm import tqdm
+
+from .checkpoints.files import StrPath
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _WORKERS = min(os.cpu_count() or 1, 8)
 _BATCHES_AHEAD = 2  # decoded or being decoded while one is encoded
 
+Name = Union[str, int]  # of an image: its path, or its index where it has none
 
-def image_files(folder):
+
+def image_files(folder: StrPath) -> list[str]:
     """The paths of all images in a folder and the folders in it, sorted; those with a name in `EXTENSIONS`.
 
     Hidden files and folders are left out, links are followed.
@@ -26,10 +29,11 @@ def image_files(folder):
         ValueError: if there is no image.
     """
 
-    def fail(error):
+    def fail(error: OSError) -> NoReturn:
         raise error
 
-    paths, seen = [], set()
+    paths: list[str] = []
+    seen: set[str] = set()
     for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         real = os.path.realpath(place)
@@ -44,7 +48,12 @@ def image_files(folder):
     return sorted(paths)
 
 
-def as_images(images):
+def samples() -> list[str]:
+    """The paths of the pictures in the package, drawings of coloured shapes that the model "tiny" knows; sorted."""
+    return image_files(os.path.join(os.path.dirname(__file__), "data", "samples"))
+
+
+def as_images(images: Any) -> tuple[list[Name], Any]:
     """Names and items of what `embed` takes: a folder, a path, a list, or a `paddle.io.Dataset`.
 
     Returns:
@@ -69,15 +78,25 @@ def as_images(images):
     return [os.fspath(image) if path else index for index, (image, path) in enumerate(zip(images, is_path))], images
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
+    """Images that were read together."""
+
     end: int  # index of the first image after it
     pixels: np.ndarray  # [B, 3, R, R]
-    indices: list  # of its images; damaged ones are left out
-    labels: list  # what came with the images, or None
-    damaged: list  # (name, reason)
+    indices: list[int]  # of its images; damaged ones are left out
+    labels: list[Any]  # what came with the images, or None
+    damaged: list[tuple[Name, str]]  # (name, reason)
 
 
-def batches(preprocess, names, items, batch_size, workers=None, on_error="raise", start=0):
+def batches(
+    preprocess: Callable[[Any], Any],
+    names: Any,
+    items: Any,
+    batch_size: int,
+    workers: Optional[int] = None,
+    on_error: Optional[str] = "raise",
+    start: int = 0,
+) -> Generator[Batch, None, None]:
     """Decodes images in threads, some batches ahead, and yields them in order.
 
     A batch is `batch_size` images of the source, less the damaged ones: where it starts and what is in it does not
@@ -101,31 +120,32 @@ def batches(preprocess, names, items, batch_size, workers=None, on_error="raise"
         raise ValueError(f"batch_size and workers are at least 1; found {batch_size} and {workers}")
     to_array = getattr(preprocess, "array", preprocess)
 
-    def load(index):
+    def load(index: int) -> tuple[np.ndarray, Any]:
         item = items[index]
         image, *rest = item if isinstance(item, (tuple, list)) else (item,)
         ready = isinstance(image, paddle.Tensor) or (isinstance(image, np.ndarray) and image.dtype.kind == "f")
         return np.asarray(image if ready else to_array(image)), rest[0] if rest else None
 
-    def collect(begin, futures):
-        batch = _Batch(begin + len(futures), [], [], [], [])
+    def collect(begin: int, futures: list[Future[tuple[np.ndarray, Any]]]) -> Batch:
+        pixels, indices, labels, damaged = [], [], [], []
         for index, future in enumerate(futures, begin):
             try:
-                pixels, label = future.result()
+                array, label = future.result()
             except Exception as error:  # damaged files make decoders raise many kinds
                 if on_error != "skip":
                     hint = ". on_error='skip' leaves out such images" if on_error else ""
                     raise ValueError(f"image {names[index]} cannot be used: {error}{hint}") from error
-                batch.damaged.append((names[index], str(error)))
+                damaged.append((names[index], str(error)))
             else:
-                batch.pixels.append(pixels)
-                batch.indices.append(index)
-                batch.labels.append(label)
-        return batch._replace(pixels=np.stack(batch.pixels) if batch.pixels else np.empty([0]))
+                pixels.append(array)
+                indices.append(index)
+                labels.append(label)
+        stacked = np.stack(pixels) if pixels else np.empty([0])
+        return Batch(begin + len(futures), stacked, indices, labels, damaged)
 
     pool = ThreadPoolExecutor(workers or _WORKERS)
     try:
-        waiting = collections.deque()
+        waiting: collections.deque[tuple[int, list[Future[tuple[np.ndarray, Any]]]]] = collections.deque()
         for begin in range(start, len(items), batch_size):
             indices = range(begin, min(begin + batch_size, len(items)))
             waiting.append((begin, [pool.submit(load, index) for index in indices]))
@@ -137,41 +157,9 @@ def batches(preprocess, names, items, batch_size, workers=None, on_error="raise"
         pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def inference(model):
-    """No gradients, and eval mode, which a model that was training leaves again at the end."""
-    training = getattr(model, "training", False)
-    if training:
-        model.eval()
-    try:
-        with paddle.no_grad():
-            yield
-    finally:
-        if training:
-            model.train()
-
-
-def progress_bar(progress, **options):
-    """A tqdm bar: on a terminal if `progress` is None, else always or never."""
-    return tqdm(disable=None if progress is None else not progress, **options)
-
-
-def warn_of_damage(damaged):
+def warn_of_damage(damaged: list[tuple[Name, str]]) -> None:
     """One warning of all images that were skipped."""
     if damaged:
         shown = "; ".join(f"{name}: {reason}" for name, reason in damaged[:3])
         more = f"; and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         warnings.warn(f"{len(damaged)} images skipped: {shown}{more}", RuntimeWarning, stacklevel=3)
-
-
-def unit(features):
-    """Features divided by their length; in float32 if they were in half precision."""
-    if features.dtype in (paddle.float16, paddle.bfloat16):
-        features = features.astype("float32")
-    return features / features.norm(axis=-1, keepdim=True)
-
-
-def encode(model, pixels, normalize=True):
-    """The features [B, E] of preprocessed images, an array [B, 3, R, R]; see `unit` for their dtype."""
-    features = model.encode_image(paddle.to_tensor(pixels))
-    return unit(features) if normalize else features

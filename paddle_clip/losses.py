@@ -4,7 +4,9 @@ import math
 
 import paddle
 import paddle.nn.functional as F
-from paddle import nn
+from paddle import Tensor, nn
+
+from .layers import float32_if_half
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -17,7 +19,7 @@ class ContrastiveLoss(nn.Layer):
     `clamp` after each optimiser step to keep the parameter itself within it.
     """
 
-    def forward(self, image_features, text_features, logit_scale):
+    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
         """The mean loss of a batch.
 
         Args:
@@ -35,10 +37,8 @@ class ContrastiveLoss(nn.Layer):
             raise ValueError(
                 f"{image_features.shape[0]} images and {text_features.shape[0]} texts: the loss takes pairs"
             )
-        if image_features.dtype in (paddle.float16, paddle.bfloat16):
-            image_features, text_features = image_features.astype("float32"), text_features.astype("float32")
-        image_features = F.normalize(image_features, axis=-1)  # [B, E]
-        text_features = F.normalize(text_features, axis=-1)  # [B, E]
+        image_features = F.normalize(float32_if_half(image_features), axis=-1)  # [B, E]
+        text_features = F.normalize(float32_if_half(text_features), axis=-1)  # [B, E]
         logit_scale = logit_scale.astype(image_features.dtype)
         clamped = logit_scale + (logit_scale.clip(max=MAX_LOGIT_SCALE) - logit_scale).detach()
         logits_per_image = clamped.exp() * image_features @ text_features.t()  # [B, B]
@@ -46,7 +46,7 @@ class ContrastiveLoss(nn.Layer):
         return (F.cross_entropy(logits_per_image, labels) + F.cross_entropy(logits_per_image.t(), labels)) / 2
 
     @staticmethod
-    def clamp(logit_scale):
+    def clamp(logit_scale: Tensor) -> None:
         """Sets the parameter `logit_scale` to ln 100 where it is above."""
         with paddle.no_grad():
             logit_scale.set_value(logit_scale.clip(max=MAX_LOGIT_SCALE))

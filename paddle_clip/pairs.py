@@ -3,12 +3,17 @@
 import csv
 import os
 
+from .checkpoints.files import StrPath
+from .defaults import TEMPLATE
 from .images import image_files
 
 _SHOWN = 5  # examples in an error message
 
 
-def read_pairs(path, template="a photo of a {}."):
+Pair = tuple[str, str]  # path of an image, caption
+
+
+def read_pairs(path: StrPath, template: str = TEMPLATE) -> list[Pair]:
     """The (image, caption) pairs a data set consists of.
 
     Args:
@@ -16,7 +21,7 @@ def read_pairs(path, template="a photo of a {}."):
             a CSV file with the columns `image`, paths relative to the file, and `caption`; others are ignored;
             a folder of images, each with its caption in a text file of the same name, such as dog.jpg and dog.txt;
             a folder of one folder per class, whose name, `_` standing for a space, is put into the template.
-        template: for classes: a caption in which `{}` stands for the name.
+        template: caption of a class, in which `{}` stands for its name.
 
     Returns:
         A list of (path, caption); those of a folder are sorted by path.
@@ -34,7 +39,7 @@ def read_pairs(path, template="a photo of a {}."):
     return pairs
 
 
-def _pairs_of_csv(path):
+def _pairs_of_csv(path: str) -> list[Pair]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         try:
@@ -48,7 +53,7 @@ def _pairs_of_csv(path):
             raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from None
 
 
-def _pairs_of_folder(folder, template):
+def _pairs_of_folder(folder: str, template: str) -> list[Pair]:
     images = image_files(folder)
     texts = [os.path.splitext(image)[0] + ".txt" for image in images]
     captioned = [os.path.isfile(text) for text in texts]
@@ -63,11 +68,11 @@ def _pairs_of_folder(folder, template):
     return [(image, template.replace("{}", _class_of(image, folder))) for image in images]
 
 
-def _class_of(image, folder):
+def _class_of(image: str, folder: str) -> str:
     return os.path.relpath(image, folder).split(os.sep)[0].replace("_", " ")
 
 
-def _read_text(path):
+def _read_text(path: str) -> str:
     with open(path, encoding="utf-8-sig") as file:
         try:
             return " ".join(file.read().split())
@@ -75,7 +80,7 @@ def _read_text(path):
             raise ValueError(f"{path} is not a text in UTF-8: {error}") from None
 
 
-def _require_none(wrong, what, path):
+def _require_none(wrong: list[str], what: str, path: str) -> None:
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise ValueError(f"{len(wrong)} {what.format(path)}: {', '.join(wrong[:_SHOWN])}{more}")

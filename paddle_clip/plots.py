@@ -1,11 +1,19 @@
-"""Pictures of results, drawn by matplotlib: `pip install matplotlib`."""
+"""Pictures of results, drawn by matplotlib (the extra `plot`)."""
 
 import os
 import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
+from .checkpoints.files import StrPath, replacing
+from .extras import require
 from .transforms import open_image, resize_and_crop
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INCH = 0.86  # side of a cell
 _ABOVE = 1.05  # cells, of the thumbnails
@@ -13,9 +21,12 @@ _LINE = 30  # letters of a text's line
 _LINES = 3
 _POINTS = 9.5  # of the letters
 _INK = "#1f2933"
+_BLUES = ["#f7fafc", "#cfe3f3", "#7fb3dd", "#2f7fc1", "#0b3c6f"]
 
 
-def similarity(images, texts, cosines, output, title=None):
+def similarity(
+    images: Sequence[Any], texts: Sequence[str], cosines: Any, output: StrPath, title: Optional[str] = None
+) -> None:
     """Draws images along the top, texts along the side, and the similarity of each two in their cell.
 
     Args:
@@ -23,17 +34,15 @@ def similarity(images, texts, cosines, output, title=None):
         texts: M strings; what does not fit three lines is cut.
         cosines: array [N, M].
         output: file to write, by extension .png, .pdf or .svg; it is whole, or not there.
-        title: of the picture.
+        title: title of the picture.
 
     Raises:
-        ValueError: if matplotlib is missing, the extension is none of its formats, an image cannot be read, or the
-            sizes do not fit.
+        ImportError: if matplotlib is missing.
+        ValueError: if the extension is none of its formats, an image cannot be read, or the sizes do not fit.
         OSError: if the file cannot be written.
     """
     require_writable(output)
-    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     cosines = np.asarray(cosines).T  # [M, N], as drawn
     if cosines.shape != (len(texts), len(images)):
@@ -44,17 +53,47 @@ def similarity(images, texts, cosines, output, title=None):
     left = 0.25 + 0.075 * letters  # inches, of a mean letter's width
     top = 0.5 if title else 0.15
     width, height = left + columns * _INCH + 0.15, top + (rows + _ABOVE) * _INCH + 0.15
-
     figure = Figure(figsize=(width, height), facecolor="white")
 
-    def axes(x, y, across, down):
+    def axes(x: float, y: float, across: float, down: float) -> "Axes":
         """Axes whose upper left corner is at (x, y) inches from that of the figure."""
-        return figure.add_axes([x / width, 1 - (y + down) / height, across / width, down / height])
+        return figure.add_axes((x / width, 1 - (y + down) / height, across / width, down / height))
 
-    colours = LinearSegmentedColormap.from_list("blues", ["#f7fafc", "#cfe3f3", "#7fb3dd", "#2f7fc1", "#0b3c6f"])
+    _draw_matrix(axes(left, top + _ABOVE * _INCH, columns * _INCH, rows * _INCH), cosines, labels)
+    for column, image in enumerate(images):
+        margin = 0.04 * _INCH
+        place = axes(left + column * _INCH + margin, top + margin, _INCH - 2 * margin, _INCH - 2 * margin)
+        _draw_thumbnail(place, image)
+    if title:
+        figure.text(left / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=_INK, parse_math=False)
+    _save(figure, output)
+
+
+def require_writable(output: StrPath) -> None:
+    """Raises what `similarity` would for a file it cannot write, before any work is done.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+        ValueError: if it has no such format.
+        OSError: if there is no folder for the file.
+    """
+    require("plot")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if _format(output) not in FigureCanvasBase.filetypes:
+        raise ValueError(f"{os.fspath(output)} is no picture's name; end it with .png, .pdf or .svg")
+    os.listdir(os.path.dirname(os.path.abspath(output)))
+
+
+def _draw_matrix(grid: "Axes", cosines: np.ndarray, labels: list[str]) -> None:
+    """Draws the numbers [M, N] in coloured cells, with a frame around the highest of each column."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    rows, columns = cosines.shape
     low, high = float(cosines.min()), float(cosines.max())
     span = high - low or 1.0
-    grid = axes(left, top + _ABOVE * _INCH, columns * _INCH, rows * _INCH)
+    colours = LinearSegmentedColormap.from_list("blues", _BLUES)
     grid.imshow(cosines, cmap=colours, vmin=low, vmax=low + span, aspect="auto", interpolation="nearest")
     grid.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     grid.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
@@ -82,44 +121,25 @@ def similarity(images, texts, cosines, output, title=None):
             if is_best:
                 corner = (column - 0.47, row - 0.47)
                 grid.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, linewidth=2, edgecolor="#e8762d"))
-    for column, image in enumerate(images):
-        margin = 0.04 * _INCH
-        place = axes(left + column * _INCH + margin, top + margin, _INCH - 2 * margin, _INCH - 2 * margin)
-        place.imshow(_thumbnail(image), aspect="auto")
-        place.set_xticks([])
-        place.set_yticks([])
-        for spine in place.spines.values():
-            spine.set_color("#cbd2d9")
-    if title:
-        figure.text(left / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=_INK, parse_math=False)
-
-    path = os.fspath(output)
-    stem, extension = os.path.splitext(path)
-    temporary = f"{stem}.partial{extension}"
-    try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
 
 
-def require_writable(output):
-    """Raises ValueError if matplotlib is missing or has no such format, OSError if there is no such folder."""
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError:
-        raise ValueError("plots need matplotlib: pip install matplotlib") from None
-    extension = os.path.splitext(output)[1].lstrip(".").lower()
-    if extension not in FigureCanvasBase.filetypes:
-        raise ValueError(f"{output} is no picture's name; end it with .png, .pdf or .svg")
-    os.listdir(os.path.dirname(os.path.abspath(output)))
+def _draw_thumbnail(place: "Axes", image: Any) -> None:
+    """Draws the square of an image that a model sees."""
+    place.imshow(np.asarray(resize_and_crop(open_image(image), 256).convert("RGB")), aspect="auto")
+    place.set_xticks([])
+    place.set_yticks([])
+    for spine in place.spines.values():
+        spine.set_color("#cbd2d9")
 
 
-def _wrapped(text):
+def _save(figure: "Figure", output: StrPath) -> None:
+    with replacing(output) as (file, _):
+        figure.savefig(file, dpi=150, format=_format(output))
+
+
+def _format(output: StrPath) -> str:
+    return os.path.splitext(output)[1].lstrip(".").lower()
+
+
+def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, _LINE, max_lines=_LINES, placeholder=" …")) or " "
-
-
-def _thumbnail(image, side=256):
-    """The square a model sees: the centre of an image, [S, S, 3]."""
-    return np.asarray(resize_and_crop(open_image(image), side).convert("RGB"))

@@ -1,7 +1,14 @@
 """The nine published architectures: one frozen config each, one table, one factory function each."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Optional, Union
+from typing import TYPE_CHECKING, Optional
+
+from .config import ACTIVATIONS, CLIPConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .model import CLIP
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,27 +30,6 @@ __all__ = [
     "preset_of",
     "table",
 ]
-
-ACTIVATIONS = ("quickgelu", "gelu")
-
-
-@dataclass(frozen=True)
-class CLIPConfig:
-    """Sizes of a CLIP model; the arguments of `CLIP`, in its order."""
-
-    embed_dim: int  # width of the joint embedding
-    # vision
-    image_resolution: int  # side of the square input image, in pixels
-    vision_layers: Union[tuple[int, int, int, int], int]  # blocks of the four ResNet stages, or transformer layers
-    vision_width: int  # of the ResNet stem or the vision transformer
-    vision_patch_size: Optional[int]  # pixels; None for a ResNet
-    # text
-    transformer_width: int
-    transformer_heads: int
-    transformer_layers: int = 12
-    context_length: int = 77  # tokens
-    vocab_size: int = 49408
-    activation: str = ACTIVATIONS[0]  # "quickgelu", which OpenAI's models have, or "gelu", as most of open_clip's
 
 
 @dataclass(frozen=True)
@@ -127,7 +113,7 @@ PRESETS = (
 TINY = Preset("tiny", "clip_tiny.pt", None, 3_886_911, CLIPConfig(64, 64, (2, 2, 2, 1), 10, None, 64, 1, 3))
 
 
-def preset(name):
+def preset(name: str) -> Preset:
     """The table's row for one of OpenAI's model names, such as "RN50" or "ViT-B/32".
 
     Raises:
@@ -139,70 +125,70 @@ def preset(name):
     raise ValueError(f"no model is called {name!r}; available: {', '.join(row.name for row in PRESETS)}")
 
 
-def preset_of(config):
-    """The row, of the table or `TINY`, whose sizes are exactly those of `config`, whatever its activation, or None."""
+def preset_of(config: CLIPConfig) -> Optional[Preset]:
+    """The row, of the table or `TINY`, of exactly the sizes of `config` and any activation; None if there is none."""
     rows = (*PRESETS, TINY)
     return next((row for row in rows if row.config == replace(config, activation=row.config.activation)), None)
 
 
-def build(config):
+def build(config: CLIPConfig) -> "CLIP":
     """A `CLIP` of the given sizes with random weights, in train mode."""
     from .model import CLIP  # here and not above: reading the table and converting files need no Paddle
 
     return CLIP(**asdict(config))
 
 
-def clip_rn50():
+def clip_rn50() -> "CLIP":
     """RN50 with random weights: 102 M parameters, 224 px, embedding 1024."""
     return build(preset("RN50").config)
 
 
-def clip_rn101():
+def clip_rn101() -> "CLIP":
     """RN101 with random weights: 120 M parameters, 224 px, embedding 512."""
     return build(preset("RN101").config)
 
 
-def clip_rn50x4():
+def clip_rn50x4() -> "CLIP":
     """RN50x4 with random weights: 178 M parameters, 288 px, embedding 640."""
     return build(preset("RN50x4").config)
 
 
-def clip_rn50x16():
+def clip_rn50x16() -> "CLIP":
     """RN50x16 with random weights: 291 M parameters, 384 px, embedding 768."""
     return build(preset("RN50x16").config)
 
 
-def clip_rn50x64():
+def clip_rn50x64() -> "CLIP":
     """RN50x64 with random weights: 623 M parameters, 448 px, embedding 1024."""
     return build(preset("RN50x64").config)
 
 
-def clip_vit_b_32():
+def clip_vit_b_32() -> "CLIP":
     """ViT-B/32 with random weights: 151 M parameters, 224 px, embedding 512."""
     return build(preset("ViT-B/32").config)
 
 
-def clip_vit_b_16():
+def clip_vit_b_16() -> "CLIP":
     """ViT-B/16 with random weights: 150 M parameters, 224 px, embedding 512."""
     return build(preset("ViT-B/16").config)
 
 
-def clip_vit_l_14():
+def clip_vit_l_14() -> "CLIP":
     """ViT-L/14 with random weights: 428 M parameters, 224 px, embedding 768."""
     return build(preset("ViT-L/14").config)
 
 
-def clip_vit_l_14_336px():
+def clip_vit_l_14_336px() -> "CLIP":
     """ViT-L/14@336px with random weights: 428 M parameters, 336 px, embedding 768."""
     return build(preset("ViT-L/14@336px").config)
 
 
-def clip_tiny():
+def clip_tiny() -> "CLIP":
     """The sizes of `load("tiny")` with random weights: 3.9 M parameters, 64 px, embedding 64."""
     return build(TINY.config)
 
 
-def table(rows=PRESETS):
+def table(rows: "Sequence[Preset]" = PRESETS) -> str:
     """Presets as aligned text: name, parameters, resolution in pixels, embedding width, OpenAI's file."""
     lines = [f"{'name':<16}{'parameters':>12}{'resolution':>12}{'embed dim':>11}  file"]
     for row in rows:

@@ -1,11 +1,14 @@
 """Linear probe: logistic regression on image features (paper, section 3.2)."""
 
-import contextlib
-import os
 import warnings
 import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Optional, Union
 
 import numpy as np
+
+from .checkpoints.files import StrPath, replacing
+from .extras import require
 
 
 class LinearProbe:
@@ -18,10 +21,10 @@ class LinearProbe:
         C: the inverse of the regularisation it was fitted with.
     """
 
-    def __init__(self, weight, bias, classes, C):
+    def __init__(self, weight: np.ndarray, bias: np.ndarray, classes: np.ndarray, C: float):
         self.weight, self.bias, self.classes, self.C = weight, bias, classes, C
 
-    def predict_proba(self, features):
+    def predict_proba(self, features: Any) -> np.ndarray:
         """Probabilities [N, K] of features [N, E], in the order of `classes`."""
         features = np.asarray(features)
         if features.ndim != 2 or features.shape[1] != len(self.weight):
@@ -30,29 +33,26 @@ class LinearProbe:
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
-    def predict(self, features):
+    def predict(self, features: Any) -> np.ndarray:
         """The most probable labels [N] of features [N, E]."""
         return self.classes[self.predict_proba(features).argmax(axis=1)]
 
-    def score(self, features, labels):
+    def score(self, features: Any, labels: Any) -> float:
         """The share of features [N, E] whose label is the most probable one."""
         return float(np.mean(self.predict(features) == np.asarray(labels)))
 
-    def save(self, path):
-        """Writes the probe to an `.npz` file, which holds arrays alone."""
-        path = os.fspath(path)
-        temporary = f"{path}.partial"
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, weight=self.weight, bias=self.bias, classes=self.classes, C=self.C)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+    def save(self, path: StrPath) -> None:
+        """Writes the probe to an `.npz` file, which holds nothing but arrays.
+
+        Raises:
+            CheckpointError: if `path` is something other than a file, or another process is writing it.
+            OSError: if the system refuses to write; an existing file is untouched.
+        """
+        with replacing(path) as (file, _):
+            np.savez(file, weight=self.weight, bias=self.bias, classes=self.classes, C=self.C)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: StrPath) -> "LinearProbe":
         """Reads what `save` wrote; nothing in the file is run.
 
         Raises:
@@ -66,7 +66,14 @@ class LinearProbe:
             raise ValueError(f"{path} is not a linear probe: {error}") from error
 
 
-def linear_probe(features, labels, C=None, validation=0.2, max_iter=1000, seed=0):
+def linear_probe(
+    features: Any,
+    labels: Any,
+    C: Optional[float] = None,
+    validation: Union[float, Sequence[Any]] = 0.2,
+    max_iter: int = 1000,
+    seed: int = 0,
+) -> LinearProbe:
     """Fits logistic regression on image features (paper, section 3.2 and appendix A.3), with scikit-learn's L-BFGS.
 
     Without a `C`, the one that classifies held-out images best is sought as in the paper: first at seven values from
@@ -89,65 +96,71 @@ def linear_probe(features, labels, C=None, validation=0.2, max_iter=1000, seed=0
     Raises:
         ValueError: if there are not as many labels as features, fewer than two classes, or too few images of a class to
             hold some out.
-        ImportError: if scikit-learn is missing: pip install scikit-learn.
+        ImportError: if scikit-learn is missing, which the extra `probe` installs.
     """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import train_test_split
-    except ImportError:
-        raise ImportError("linear_probe needs scikit-learn: pip install scikit-learn") from None
+    require("probe")
+    from sklearn.exceptions import ConvergenceWarning
 
     features, labels = np.asarray(features), np.asarray(labels)
+    _require_sound(features, labels)
+    if C is None:
+        if isinstance(validation, (int, float)):
+            train, held_out = _hold_out(features, labels, validation, seed)
+        else:
+            train, held_out = (features, labels), tuple(validation)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of values of C that will hardly be chosen
+            C = _best_C(lambda C: _fit(*train, C, max_iter).score(*held_out))
+    return _fit(features, labels, C, max_iter)
+
+
+def _require_sound(features: np.ndarray, labels: np.ndarray) -> None:
     if features.ndim != 2 or labels.shape != features.shape[:1] or labels.dtype.kind not in "iuU":
         raise ValueError(
             f"features are {list(features.shape)} and labels {labels.dtype} {list(labels.shape)}; expected [N, E], and "
             "N strings or whole numbers"
         )
+    if not len(labels):
+        raise ValueError("there are no features")
+    if (labels == labels[0]).all():
+        raise ValueError(f"the labels are all {labels.tolist()[0]!r}: a probe needs at least two classes")
+
+
+def _hold_out(features: np.ndarray, labels: np.ndarray, share: float, seed: int) -> tuple[tuple[Any, Any], ...]:
+    """(features, labels) to fit on and (features, labels) to choose C by, drawn alike from every class."""
+    from sklearn.model_selection import train_test_split
+
     classes, counts = np.unique(labels, return_counts=True)
-    if len(classes) < 2:
+    if counts.min() < 2:
         raise ValueError(
-            f"the labels are all {classes.tolist()[0]!r}: a probe needs at least two classes"
-            if len(classes)
-            else "there are no features"
+            f"one image alone has the label {classes.tolist()[counts.argmin()]!r}: none can be held out to "
+            "choose C; give C, or a validation set"
         )
-
-    def fit(C, features, labels):
-        model = LogisticRegression(C=C, max_iter=max_iter).fit(features, labels)
-        weight, bias = model.coef_.T, model.intercept_  # [E, K], [K]
-        if weight.shape[1] == 1:  # scikit-learn has one column for two classes, for the second
-            weight, bias = np.concatenate([0 * weight, weight], axis=1), np.concatenate([0 * bias, bias])
-        return LinearProbe(weight, bias, model.classes_, C)
-
-    if C is None:
-        if isinstance(validation, (tuple, list)):
-            split = features, labels, *validation
-        else:
-            if counts.min() < 2:
-                raise ValueError(
-                    f"one image alone has the label {classes.tolist()[counts.argmin()]!r}: none can be held out to "
-                    "choose C; give C, or a validation set"
-                )
-            held_out = max(round(validation * len(labels)), len(classes))
-            halves = train_test_split(features, labels, test_size=held_out, stratify=labels, random_state=seed)
-            split = halves[0], halves[2], halves[1], halves[3]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of values of C that will hardly be chosen
-            C = _best_C(lambda C: fit(C, *split[:2]).score(*split[2:]))
-    return fit(C, features, labels)
+    count = max(round(share * len(labels)), len(classes))
+    split = train_test_split(features, labels, test_size=count, stratify=labels, random_state=seed)
+    return (split[0], split[2]), (split[1], split[3])
 
 
-def _best_C(score):
+def _fit(features: Any, labels: Any, C: float, max_iter: int) -> LinearProbe:
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=C, max_iter=max_iter).fit(features, labels)
+    weight, bias = model.coef_.T, model.intercept_  # [E, K], [K]
+    if weight.shape[1] == 1:  # scikit-learn has one column for two classes, for the second
+        weight, bias = np.concatenate([0 * weight, weight], axis=1), np.concatenate([0 * bias, bias])
+    return LinearProbe(weight, bias, model.classes_, C)
+
+
+def _best_C(score: Callable[[float], float]) -> float:
     """The power of ten of the highest score, to an eighth of a decade (paper, appendix A.3)."""
-    scores = {}
+    scores: dict[float, float] = {}
 
-    def best(exponents):
+    def best(exponents: Iterable[float]) -> float:
         for exponent in exponents:
             if exponent not in scores:
                 scores[exponent] = score(10.0**exponent)
-        return max(
-            scores, key=lambda exponent: (scores[exponent], -abs(exponent))
-        )  # of equal ones that nearest to C = 1
+        # Of equal ones that nearest to C = 1.
+        return max(scores, key=lambda exponent: (scores[exponent], -abs(exponent)))
 
     peak = best(range(-6, 7, 2))
     for step in (1, 0.5, 0.25, 0.125):

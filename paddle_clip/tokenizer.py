@@ -5,14 +5,17 @@ import html
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any, Union
 
 import ftfy
 import numpy as np
 import paddle
 import regex
+from paddle import Tensor
 
-from . import ZLIB_IS_BROKEN
+from .extras import ZLIB_IS_BROKEN
 
 _MERGES = os.path.join(os.path.dirname(__file__), "data", "bpe_simple_vocab_16e6.txt.gz")
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -25,7 +28,7 @@ _CACHED = 1 << 16  # pieces of text between spaces, of which captions repeat the
 class SimpleTokenizer:
     """Lower-cased byte-pair encoding with a vocabulary of 49,408 (OpenAI's `SimpleTokenizer`)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         characters = _byte_characters()
         merges = [tuple(line.split()) for line in _read_merges().split("\n")[1 : 49152 - 256 - 2 + 1]]
         alphabet = list(characters.values())
@@ -39,26 +42,26 @@ class SimpleTokenizer:
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._piece_ids = lru_cache(_CACHED)(self._encode_piece)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end."""
         if not (text.isascii() and text.isprintable()) or "&" in text:  # else nothing is for ftfy or html to mend
             text = html.unescape(html.unescape(ftfy.fix_text(text)))
             text = regex.sub(r"\s+", " ", text).strip()
-        ids = []
+        ids: list[int] = []
         for piece in text.lower().split(" "):  # no word spans a space
             ids += self._piece_ids(piece)
         return ids
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; every word ends with a space, as in OpenAI's `decode`."""
         characters = "".join(self.decoder[int(id)] for id in ids)
         content = bytes(self._character_bytes[character] for character in characters)
         return content.decode("utf-8", errors="replace").replace("</w>", " ")
 
-    def _encode_piece(self, piece):
+    def _encode_piece(self, piece: str) -> tuple[int, ...]:
         return tuple(id for word in _WORDS.findall(piece) for id in self._encode_word(word))
 
-    def _encode_word(self, word):
+    def _encode_word(self, word: str) -> tuple[int, ...]:
         """Merges the most frequent pair of neighbours until none is left that has a merge."""
         if word in (_START, _END):
             return (self.encoder[word],)
@@ -77,7 +80,7 @@ class SimpleTokenizer:
         return tuple(self.encoder[part] for part in parts)
 
 
-def _read_merges():
+def _read_merges() -> str:
     if not ZLIB_IS_BROKEN:
         with gzip.open(_MERGES, "rt", encoding="utf-8") as file:
             return file.read()
@@ -85,7 +88,7 @@ def _read_merges():
     return subprocess.run([sys.executable, "-c", script, _MERGES], stdout=subprocess.PIPE, check=True).stdout.decode()
 
 
-def _byte_characters():
+def _byte_characters() -> dict[int, str]:
     """{byte: the character that stands for it}: itself where printable, else one from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -94,11 +97,11 @@ def _byte_characters():
 
 
 @lru_cache(1)
-def _tokenizer():
+def _tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer()
 
 
-def tokenize(texts, context_length=77, truncate=False):
+def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False) -> Tensor:
     """The padded token ids of texts (OpenAI's `clip.tokenize`).
 
     Args:
@@ -134,17 +137,18 @@ def tokenize(texts, context_length=77, truncate=False):
     return paddle.to_tensor(rows)
 
 
-def decode(tokens):
+def decode(tokens: Any) -> Union[str, list[str]]:
     """The text of one row of `tokenize`, or a list of the texts of its rows: lower case, start, end and padding gone.
 
     Args:
         tokens: ids [L] or [N, L], a Tensor, array or list.
     """
     rows = np.asarray(tokens)
-    if rows.ndim == 2:
-        return [decode(row) for row in rows]
+    return [_decode_row(row.tolist()) for row in rows] if rows.ndim == 2 else _decode_row(rows.tolist())
+
+
+def _decode_row(ids: list[int]) -> str:
     tokenizer = _tokenizer()
-    ids = rows.tolist()
     end = tokenizer.encoder[_END]
     ids = ids[: ids.index(end)] if end in ids else ids
     return tokenizer.decode(id for id in ids if id != tokenizer.encoder[_START]).strip()

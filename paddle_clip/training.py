@@ -6,23 +6,33 @@ import hashlib
 import json
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import paddle
+from paddle import Tensor
+from paddle.optimizer import Optimizer
 
-from . import archives, writers
+from .checkpoints import files, writing
+from .checkpoints.conversion import save
+from .checkpoints.files import StrPath
+from .checkpoints.reading import read
+from .defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, WARMUP, WEIGHT_DECAY
+from .encoding import HALF_DTYPES
 from .errors import CheckpointError
-from .hub import activation_of, save
-from .images import batches
+from .extras import require
+from .images import Batch, batches
 from .losses import ContrastiveLoss
+from .model import CLIP
 from .tokenizer import tokenize
 from .transforms import image_transform
 
 TOWERS = ("image", "text")
-AMP = ("float16", "bfloat16")
-BETAS = (0.9, 0.98)  # and the epsilon, the paper's for vision transformers (table 18)
-EPSILON = 1e-6
+# The paper's for vision transformers (table 18).
+ADAM_BETAS = (0.9, 0.98)
+ADAM_EPSILON = 1e-6
 
 
 class Step(NamedTuple):
@@ -37,27 +47,27 @@ class Step(NamedTuple):
 
 
 def finetune(
-    model,
-    pairs,
-    output=None,
+    model: CLIP,
+    pairs: Sequence[tuple[Any, str]],
+    output: Optional[StrPath] = None,
     *,
-    preprocess=None,
-    epochs=1,
-    batch_size=64,
-    accumulate=1,
-    learning_rate=1e-5,
-    warmup=0.1,
-    weight_decay=0.2,
-    clip_norm=None,
-    freeze=None,
-    amp=None,
-    seed=0,
-    save_every=None,
-    resume=False,
-    workers=None,
-    logdir=None,
-    on_step=None,
-):
+    preprocess: Optional[Callable[[Any], Any]] = None,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
+    accumulate: int = ACCUMULATE,
+    learning_rate: float = LEARNING_RATE,
+    warmup: float = WARMUP,
+    weight_decay: float = WEIGHT_DECAY,
+    clip_norm: Optional[float] = None,
+    freeze: Optional[str] = None,
+    amp: Optional[str] = None,
+    seed: int = SEED,
+    save_every: Optional[int] = None,
+    resume: bool = False,
+    workers: Optional[int] = None,
+    logdir: Optional[StrPath] = None,
+    on_step: Optional[Callable[[Step], None]] = None,
+) -> list[Step]:
     """Trains a model further with CLIP's own loss (paper, section 2.3), in place.
 
     Each epoch draws the pairs in an order that `seed` and the epoch alone tell, and drops the last ones where they do
@@ -76,19 +86,19 @@ def finetune(
         batch_size: pairs that go through the model at once.
         accumulate: how many times as many pairs make up the batch of one step. The loss compares each pair of them
             with all others, as if they were on the device together, for the time of one more forward pass.
-        learning_rate: its peak.
+        learning_rate: the highest learning rate.
         warmup: the part of all steps over which it rises, between 0 and 1.
         weight_decay: of everything but gains, biases, the class embedding and `logit_scale`.
         clip_norm: the largest norm of all gradients together; None does not limit it.
         freeze: "image" or "text", the tower that is not trained; None trains both.
         amp: "float16" or "bfloat16", on a GPU: what matrix products are computed in; weights stay float32.
-        seed: of the order of the pairs.
+        seed: tells the order of the pairs.
         save_every: steps between checkpoints; by default one epoch.
         resume: go on from the checkpoint, if there is one. The result is bit for bit that of a training nobody
             interrupted; on a GPU, only if the environment sets FLAGS_cudnn_deterministic and
             FLAGS_embedding_deterministic to 1.
         workers: threads that read and prepare images; by default one per core, eight at most.
-        logdir: folder for VisualDL's log (`pip install visualdl`).
+        logdir: folder for VisualDL's log (the extra `visualdl`).
         on_step: called with a `Step` after each one.
 
     Returns:
@@ -100,9 +110,9 @@ def finetune(
         CheckpointError: if the checkpoint cannot be used.
         FileNotFoundError: if there is no folder for the output.
         FloatingPointError: if the loss is not finite. The last checkpoint remains.
+        ImportError: if `logdir` is given and VisualDL is missing.
     """
-    whole, seed = batch_size * accumulate, int(seed)
-    per_epoch = len(pairs) // whole if whole > 0 else 0
+    seed = int(seed)
     settings = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -113,56 +123,46 @@ def finetune(
         "clip_norm": clip_norm,
         "freeze": freeze,
         "amp": amp,
-        "seed": int(seed),
+        "seed": seed,
     }
-    _require_sound(model, settings, pairs, per_epoch, save_every)
+    _require_sound(model, settings, pairs, save_every)
     if output:
-        writers.require_place(os.fspath(output))
+        files.require_place(output)
     settings["pairs"] = f"{len(pairs)} with SHA-256 {_digest(pairs)}"
-    steps = epochs * per_epoch
-    preprocess = preprocess or image_transform(model.visual.input_resolution)
     checkpoint = f"{os.path.splitext(os.fspath(output))[0]}.checkpoint.safetensors" if output else None
     if checkpoint and os.path.exists(checkpoint) and not resume:
-        raise ValueError(f"{checkpoint} is of an unfinished training: resume it (--resume), or delete it to start anew")
+        raise ValueError(
+            f"{checkpoint} is of an unfinished training: continue it with resume=True, or delete it to start anew"
+        )
+    pairs_of_step = batch_size * accumulate
+    steps_of_epoch = len(pairs) // pairs_of_step
+    steps = epochs * steps_of_epoch
 
     model.eval()
-    loss_function, history = ContrastiveLoss(), []
+    history: list[Step] = []
     with contextlib.ExitStack() as stack:
         optimizer = _optimizer(_trained(model, freeze), weight_decay, clip_norm)
         model.clear_gradients()
         scaler = paddle.amp.GradScaler(enable=amp == "float16")
         start = _resume(checkpoint, model, optimizer, scaler, settings) if resume and checkpoint else 0
         log = stack.enter_context(_visualdl(logdir)) if logdir else None
-        drawn = _Lazy(steps * whole, lambda index: pairs[_row(index, len(pairs), per_epoch * whole, seed)])
+        drawn = _drawn(pairs, steps, pairs_of_step, seed)
         names = _Lazy(len(drawn), lambda index: drawn[index][0])
-        read = batches(preprocess, names, drawn, whole, workers, on_error=None, start=start * whole)
-        for step, batch in enumerate(stack.enter_context(contextlib.closing(read)), start):
-            tokens = tokenize(batch.labels, model.context_length, truncate=True)  # [W, L]
-            parts = [slice(first, first + batch_size) for first in range(0, whole, batch_size)]
-            rate = schedule(step, steps, learning_rate, warmup)
-            optimizer.set_lr(rate)
-            loss = backward(
-                model,
-                loss_function,
-                [(paddle.to_tensor(batch.pixels[part]), tokens[part]) for part in parts],
-                freeze,
-                lambda: paddle.amp.auto_cast(enable=bool(amp), dtype=amp or "float16", level="O1"),
-                scaler.scale,
-            )
-            with paddle.utils.unique_name.guard():  # what Paddle appends to the names of moments counts from 0
-                scaler.step(optimizer)
-            scaler.update()
-            optimizer.clear_grad()
-            loss_function.clamp(model.logit_scale)
-            history.append(Step(step + 1, steps, step // per_epoch + 1, loss, rate, model.logit_scale.item()))
-            if checkpoint and (step + 1 == steps or (step + 1) % (save_every or per_epoch) == 0):
-                _save_checkpoint(checkpoint, model, optimizer, scaler, settings, step + 1)
+        preprocess = preprocess or image_transform(model.config.image_resolution)
+        read_ahead = batches(preprocess, names, drawn, pairs_of_step, workers, None, start * pairs_of_step)
+        for step, batch in enumerate(stack.enter_context(contextlib.closing(read_ahead)), start):
+            optimizer.set_lr(schedule(step, steps, learning_rate, warmup))
+            loss = _step(model, optimizer, scaler, batch, batch_size, freeze, amp)
+            done = Step(step + 1, steps, step // steps_of_epoch + 1, loss, optimizer.get_lr(), float(model.logit_scale))
+            history.append(done)
+            if checkpoint and (done.step == steps or done.step % (save_every or steps_of_epoch) == 0):
+                _save_checkpoint(checkpoint, model, optimizer, scaler, settings, done.step)
             if log:
                 for name in ("loss", "learning_rate", "logit_scale"):
-                    log.add_scalar(name, getattr(history[-1], name), step + 1)
+                    log.add_scalar(name, getattr(done, name), done.step)
             if on_step:
-                on_step(history[-1])
-    if output:
+                on_step(done)
+    if output and checkpoint:
         save(model, output)
         if os.path.exists(checkpoint):
             os.unlink(checkpoint)
@@ -172,31 +172,68 @@ def finetune(
 class _Lazy:
     """A sequence whose items are made when they are asked for."""
 
-    def __init__(self, length, item):
+    def __init__(self, length: int, item: Callable[[int], Any]):
         self.length, self.item = length, item
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
         return self.item(index)
 
 
-def _row(index, count, per_epoch, seed):
-    """Which of `count` pairs is the one drawn at `index`, counted over all epochs of `per_epoch` pairs."""
-    epoch, place = divmod(index, per_epoch)
-    return _order(count, seed, epoch)[place]
+def _drawn(pairs: Sequence[tuple[Any, str]], steps: int, pairs_of_step: int, seed: int) -> _Lazy:
+    """The pairs of all steps, one after the other."""
+    pairs_of_epoch = len(pairs) // pairs_of_step * pairs_of_step
+
+    def pair(index: int) -> tuple[Any, str]:
+        epoch, place = divmod(index, pairs_of_epoch)
+        return pairs[_order(len(pairs), seed, epoch)[place]]
+
+    return _Lazy(steps * pairs_of_step, pair)
 
 
 @functools.lru_cache(2)  # the batches read ahead may be of the next epoch
-def _order(count, seed, epoch):
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch takes the pairs."""
     return np.random.default_rng([seed, epoch]).permutation(count).tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------- one step
 
 
-def schedule(step, steps, peak, warmup):
+def _step(
+    model: CLIP,
+    optimizer: Optimizer,
+    scaler: paddle.amp.GradScaler,
+    batch: Batch,
+    batch_size: int,
+    freeze: Optional[str],
+    amp: Optional[str],
+) -> float:
+    """One step of the optimiser; returns the loss before it."""
+    tokens = tokenize(batch.labels, model.context_length, truncate=True)  # [W, L]
+    parts = [slice(first, first + batch_size) for first in range(0, len(batch.labels), batch_size)]
+    loss_function = ContrastiveLoss()
+    loss = backward(
+        model,
+        loss_function,
+        [(paddle.to_tensor(batch.pixels[part]), tokens[part]) for part in parts],
+        freeze,
+        lambda: paddle.amp.auto_cast(
+            enable=bool(amp), dtype="bfloat16" if amp == "bfloat16" else "float16", level="O1"
+        ),
+        scaler.scale,
+    )
+    with paddle.utils.unique_name.guard():  # what Paddle appends to the names of moments counts from 0
+        scaler.step(optimizer)
+    scaler.update()
+    optimizer.clear_grad()
+    loss_function.clamp(model.logit_scale)
+    return loss
+
+
+def schedule(step: int, steps: int, peak: float, warmup: float) -> float:
     """The learning rate of a step counted from 0: a linear rise to the peak, then half a cosine towards 0."""
     rising = round(warmup * steps)
     if step < rising:
@@ -204,7 +241,14 @@ def schedule(step, steps, peak, warmup):
     return peak * (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
 
 
-def backward(model, loss_function, parts, freeze=None, autocast=contextlib.nullcontext, scale=lambda loss: loss):
+def backward(
+    model: CLIP,
+    loss_function: Callable[[Tensor, Tensor, Tensor], Tensor],
+    parts: Sequence[tuple[Tensor, Tensor]],
+    freeze: Optional[str] = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+) -> float:
     """Adds to the parameters the gradients of the loss over one batch, of which one part at a time is on its way.
 
     The features of all parts are computed first, without what their gradients would need; the loss over them gives
@@ -226,12 +270,12 @@ def backward(model, loss_function, parts, freeze=None, autocast=contextlib.nullc
         FloatingPointError: if it is not finite; no gradient is computed then.
     """
 
-    def encode(inputs, tower):
+    def encode(inputs: Tensor, tower: str) -> Tensor:
         with autocast():
             return (model.encode_image if tower == "image" else model.encode_text)(inputs)
 
     trained = [tower for tower in TOWERS if tower != freeze]
-    features = {}
+    features: dict[str, Tensor] = {}
     for tower, inputs in zip(TOWERS, zip(*parts)):
         if tower in trained and len(parts) == 1:
             features[tower] = encode(inputs[0], tower)  # [B, E], the loss leads straight back
@@ -240,7 +284,7 @@ def backward(model, loss_function, parts, freeze=None, autocast=contextlib.nullc
             features[tower] = paddle.concat([encode(part, tower).astype("float32") for part in inputs])  # [W, E]
         features[tower].stop_gradient = tower not in trained
     loss = loss_function(features["image"], features["text"], model.logit_scale)
-    value = loss.item()
+    value = float(loss)
     if not math.isfinite(value):
         raise FloatingPointError(
             f"the loss is {value}. What helps: a lower learning rate, a longer warm-up, clip_norm=1; with "
@@ -249,33 +293,36 @@ def backward(model, loss_function, parts, freeze=None, autocast=contextlib.nullc
     scale(loss).backward()
     if len(parts) > 1:
         for tower in trained:
-            gradients = features[tower].grad.split(len(parts))
-            for part, gradient in zip(parts, gradients):
+            gradient_of_all = features[tower].grad  # [W, E]
+            assert gradient_of_all is not None
+            for part, gradient in zip(parts, gradient_of_all.split(len(parts))):
                 again = encode(part[TOWERS.index(tower)], tower)
                 paddle.autograd.backward([again], [gradient.astype(again.dtype)])
     return value
 
 
-def decays(parameter):
+def decays(parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices and kernels, not to gains, biases, class embedding and temperature."""
     return len(parameter.shape) > 1
 
 
-def _trained(model, freeze):
+def _trained(model: CLIP, freeze: Optional[str]) -> list[Tensor]:
     """The parameters of what is not frozen; `logit_scale` always is among them."""
-    image = {id(parameter) for parameter in model.visual.parameters()}
-    text = {id(parameter) for parameter in model.parameters()} - image - {id(model.logit_scale)}
-    frozen = {"image": image, "text": text, None: set()}[freeze]
+    frozen: set[int] = set()
+    if freeze:
+        image = {id(parameter) for parameter in model.visual.parameters()}
+        text = {id(parameter) for parameter in model.parameters()} - image - {id(model.logit_scale)}
+        frozen = {"image": image, "text": text}[freeze]
     return [parameter for parameter in model.parameters() if id(parameter) not in frozen]
 
 
-def _optimizer(parameters, weight_decay, clip_norm):
+def _optimizer(parameters: list[Tensor], weight_decay: float, clip_norm: Optional[float]) -> Optimizer:
     decayed = {parameter.name for parameter in parameters if decays(parameter)}
     return paddle.optimizer.AdamW(
         learning_rate=0.0,  # set before each step
-        beta1=BETAS[0],
-        beta2=BETAS[1],
-        epsilon=EPSILON,
+        beta1=ADAM_BETAS[0],
+        beta2=ADAM_BETAS[1],
+        epsilon=ADAM_EPSILON,
         parameters=parameters,
         weight_decay=weight_decay,
         apply_decay_param_fun=decayed.__contains__,
@@ -287,47 +334,48 @@ def _optimizer(parameters, weight_decay, clip_norm):
 # One safetensors file: the model's tensors as model.*, the optimiser's as optimizer.*, the rest in its metadata.
 
 
-def _save_checkpoint(path, model, optimizer, scaler, settings, step):
+def _save_checkpoint(
+    path: str,
+    model: CLIP,
+    optimizer: Optimizer,
+    scaler: paddle.amp.GradScaler,
+    settings: dict[str, Any],
+    step: int,
+) -> None:
     arrays = {f"model.{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
-    ours = {parameter.name: name for name, parameter in model.named_parameters()}
+    our_names = {parameter.name: name for name, parameter in model.named_parameters()}
     for key, tensor in optimizer.state_dict().items():
-        if isinstance(tensor, paddle.Tensor):  # named parameter_moment1_0 by Paddle, whose names change from run to run
-            theirs = next(name for name in ours if key.startswith(f"{name}_"))
-            arrays[f"optimizer.{ours[theirs]}.{key[len(theirs) + 1 :]}"] = tensor.numpy()
-    told = {name: _plain(value) for name, value in scaler.state_dict().items()}
-    state = json.dumps({"step": step, "settings": settings, "scaler": told})
-    activation = activation_of(model)
-    writers.write(
-        path,
-        arrays,
-        lambda name: "keep",
-        lambda checksums: {"activation": activation, "training": state, "crc32": checksums},
-    )
+        if isinstance(tensor, Tensor):  # named parameter_moment1_0 by Paddle, whose names change from run to run
+            parameter = next(name for name in our_names if key.startswith(f"{name}_"))
+            arrays[f"optimizer.{our_names[parameter]}.{key[len(parameter) + 1 :]}"] = tensor.numpy()
+    scaling = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
+    state = json.dumps({"step": step, "settings": settings, "scaler": scaling})
+    metadata = {"activation": model.config.activation, "training": state}
+    writing.write(path, arrays, lambda name: "keep", lambda checksums: {**metadata, "crc32": checksums})
 
 
-def _plain(value):
-    return np.asarray(value).tolist()
-
-
-def _resume(path, model, optimizer, scaler, settings):
+def _resume(
+    path: str, model: CLIP, optimizer: Optimizer, scaler: paddle.amp.GradScaler, settings: dict[str, Any]
+) -> int:
     """Puts a checkpoint's state into model, optimiser and scaler; returns how many steps it has done."""
     if not os.path.exists(path):
         return 0
-    checkpoint = archives.read(path)
-    writers.verify_checksums(checkpoint, path)
+    checkpoint = read(path)
+    writing.verify_checksums(checkpoint, path)
     try:
         state = json.loads(checkpoint.metadata["training"])
-        step, told, scaling = int(state["step"]), dict(state["settings"]), dict(state["scaler"])
+        step, earlier = int(state["step"]), dict(state["settings"])
+        scaling: Any = dict(state["scaler"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of a training ({error!r}); delete it to start anew"
         ) from None
-    different = sorted(name for name in settings if told.get(name) != settings[name])
+    different = sorted(name for name in settings if earlier.get(name) != settings[name])
     if different:
-        listed = ", ".join(f"{name} was {told.get(name)} and is {settings[name]}" for name in different)
+        listed = ", ".join(f"{name} was {earlier.get(name)} and is {settings[name]}" for name in different)
         raise ValueError(f"{path} is of another training: {listed}. Resume with what was, or delete it to start anew")
 
-    def part(prefix):
+    def part(prefix: str) -> dict[str, np.ndarray]:
         return {name[len(prefix) :]: array for name, array in checkpoint.items() if name.startswith(prefix)}
 
     model.set_state_dict(part("model."))
@@ -347,22 +395,19 @@ def _resume(path, model, optimizer, scaler, settings):
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
-def _require_sound(model, settings, pairs, per_epoch, save_every):
+def _require_sound(
+    model: CLIP, settings: dict[str, Any], pairs: Sequence[tuple[Any, str]], save_every: Optional[int]
+) -> None:
     for name in ("epochs", "batch_size", "accumulate"):
-        if settings[name] < 1:
-            raise ValueError(f"{name} is {settings[name]}; it must be at least 1")
-    if save_every is not None and save_every < 1:
-        raise ValueError(f"save_every is {save_every}; it must be at least 1")
-    if not settings["learning_rate"] > 0:
-        raise ValueError(f"learning_rate is {settings['learning_rate']}; it must be above 0")
+        _require(settings[name] >= 1, name, settings[name], "it must be at least 1")
+    _require(save_every is None or save_every >= 1, "save_every", save_every, "it must be at least 1")
+    _require(settings["learning_rate"] > 0, "learning_rate", settings["learning_rate"], "it must be above 0")
     for name in ("weight_decay", "seed"):
-        if not settings[name] >= 0:
-            raise ValueError(f"{name} is {settings[name]}; it must be at least 0")
-    if settings["clip_norm"] is not None and not settings["clip_norm"] > 0:
-        raise ValueError(f"clip_norm is {settings['clip_norm']}; it must be above 0, or None for no limit")
-    if not 0 <= settings["warmup"] <= 1:
-        raise ValueError(f"warmup is {settings['warmup']}; it is a part of all steps, between 0 and 1")
-    for name, choices in (("freeze", TOWERS), ("amp", AMP)):
+        _require(settings[name] >= 0, name, settings[name], "it must be at least 0")
+    clip_norm, warmup = settings["clip_norm"], settings["warmup"]
+    _require(clip_norm is None or clip_norm > 0, "clip_norm", clip_norm, "it must be above 0, or None for no limit")
+    _require(0 <= warmup <= 1, "warmup", warmup, "it is a part of all steps, between 0 and 1")
+    for name, choices in (("freeze", TOWERS), ("amp", HALF_DTYPES)):
         if settings[name] is not None and settings[name] not in choices:
             raise ValueError(f"{name} is {settings[name]!r}; choose one of {', '.join(choices)}, or None")
     if settings["amp"] and paddle.get_device() == "cpu":
@@ -372,14 +417,19 @@ def _require_sound(model, settings, pairs, per_epoch, save_every):
         )
     if model.dtype != paddle.float32:
         raise ValueError(f"the model is in {model.dtype}; fine-tuning takes float32: load(…, dtype='float32')")
-    if not per_epoch:
+    if len(pairs) < settings["batch_size"] * settings["accumulate"]:
         raise ValueError(
             f"{len(pairs)} pairs do not fill one batch of {settings['batch_size'] * settings['accumulate']} "
             f"(batch_size {settings['batch_size']} x accumulate {settings['accumulate']}); lower these"
         )
 
 
-def _digest(pairs):
+def _require(holds: bool, name: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value}; {rule}")
+
+
+def _digest(pairs: Sequence[tuple[Any, str]]) -> str:
     digest = hashlib.sha256()
     for image, caption in pairs:
         name = os.path.basename(image) if isinstance(image, (str, os.PathLike)) else ""
@@ -387,9 +437,8 @@ def _digest(pairs):
     return digest.hexdigest()
 
 
-def _visualdl(logdir):
-    try:
-        from visualdl import LogWriter
-    except ImportError:
-        raise ValueError("logging to VisualDL needs it: pip install visualdl") from None
+def _visualdl(logdir: StrPath) -> AbstractContextManager[Any]:
+    require("visualdl")
+    from visualdl import LogWriter
+
     return LogWriter(logdir=os.fspath(logdir))

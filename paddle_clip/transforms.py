@@ -1,16 +1,18 @@
 """PIL image -> model input: OpenAI's preprocessing, to the bit."""
 
 import os
+from typing import Any
 
 import numpy as np
 import paddle
+from paddle import Tensor
 from PIL import Image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def image_transform(resolution):
+def image_transform(resolution: int) -> "ImageTransform":
     """The preprocessing of a model whose images are `resolution` pixels wide and high (OpenAI's `_transform`).
 
     Returns:
@@ -19,27 +21,29 @@ def image_transform(resolution):
         (bicubic), crops the centre, converts to RGB, scales to [0, 1] and normalises. An EXIF orientation is not
         applied, as in OpenAI's code: use `PIL.ImageOps.exif_transpose` before it for that.
     """
-    return _ImageTransform(resolution)
+    return ImageTransform(resolution)
 
 
-class _ImageTransform:
-    def __init__(self, resolution):
+class ImageTransform:
+    """What `image_transform` returns."""
+
+    def __init__(self, resolution: int):
         self.resolution = resolution
         # A pixel has 256 values: their normalised forms, computed in float32 as torchvision does, are looked up.
         scaled = np.arange(256, dtype=np.float32) / np.float32(255)  # [256]
-        self._values = (scaled - np.float32(MEAN)[:, None]) / np.float32(STD)[:, None]  # [3, 256]
+        self._values = (scaled - np.array(MEAN, np.float32)[:, None]) / np.array(STD, np.float32)[:, None]  # [3, 256]
 
-    def __call__(self, image):
+    def __call__(self, image: Any) -> Tensor:
         return paddle.to_tensor(self.array(image))  # [3, R, R]
 
-    def array(self, image):
+    def array(self, image: Any) -> np.ndarray:
         """The same as a numpy array, for worker threads: they need not touch Paddle."""
         image = resize_and_crop(open_image(image), self.resolution).convert("RGB")
         pixels = np.asarray(image)  # [R, R, 3]
         return np.stack([self._values[channel][pixels[..., channel]] for channel in range(3)])  # [3, R, R]
 
 
-def open_image(image):
+def open_image(image: Any) -> Image.Image:
     """The PIL image that an image, path or uint8 array is; raises ValueError if it is none."""
     if isinstance(image, Image.Image):
         return image
@@ -59,7 +63,7 @@ def open_image(image):
     return Image.fromarray(array)
 
 
-def resize_and_crop(image, resolution):
+def resize_and_crop(image: Image.Image, resolution: int) -> Image.Image:
     """torchvision's Resize of the short side, then CenterCrop, both before the conversion to RGB."""
     width, height = image.size
     if not width or not height:
@@ -68,7 +72,7 @@ def resize_and_crop(image, resolution):
     long = int(resolution * long / short)
     size = (resolution, long) if width <= height else (long, resolution)
     if image.size != size:
-        image = image.resize(size, Image.BICUBIC)
+        image = image.resize(size, Image.Resampling.BICUBIC)
     left = round((size[0] - resolution) / 2)
     top = round((size[1] - resolution) / 2)
     return image.crop((left, top, left + resolution, top + resolution))

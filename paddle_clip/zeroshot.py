@@ -9,15 +9,25 @@ For example:
 import contextlib
 import json
 import os
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
+from tqdm import tqdm
 
-from .images import as_images, batches, encode, image_files, inference, progress_bar, unit, warn_of_damage
+from .checkpoints.files import StrPath
+from .defaults import BATCH_SIZE, LABELS_SHOWN, TEMPLATE
+from .encoding import Encoder, encode, inference, progress_bar, unit
+from .images import Name, as_images, batches, image_files, warn_of_damage
 from .tokenizer import tokenize
+
+ClassNames = Iterable[Union[str, Sequence[str]]]  # a class with several names is a list of them
+Template = Union[str, Callable[[str], str]]  # a text with {} for the name, or a function of the name
+Templates = Union[Template, Sequence[Template]]
 
 _PROMPTS = os.path.join(os.path.dirname(__file__), "data", "prompts.json")
 _TEXTS_AT_ONCE = 1 << 14  # tokenized and held as features, of however many
@@ -42,25 +52,25 @@ class Accuracy(NamedTuple):
 
     top1: float
     top5: float
-    count: int
-    damaged: list
+    count: int  # type: ignore[assignment]  # in place of the method of tuples
+    damaged: list[tuple[Name, str]]
 
 
 # ------------------------------------------------------------------------------------------------------------- prompts
 
 
 @lru_cache(1)
-def _prompts():
+def _prompts() -> dict[str, Any]:
     with open(_PROMPTS, encoding="utf-8") as file:
         return json.load(file)
 
 
-def available_prompts():
+def available_prompts() -> list[str]:
     """Names of the data sets whose class names and templates `prompts` returns."""
     return list(_prompts())
 
 
-def prompts(name):
+def prompts(name: str) -> tuple[list[Union[str, list[str]]], list[str]]:
     """The class names and templates OpenAI published for a data set of the paper (its table 9; data/README.md here).
 
     Args:
@@ -79,14 +89,17 @@ def prompts(name):
     raise ValueError(f"no prompts for {name!r}; available: {', '.join(available_prompts())}")
 
 
-IMAGENET_CLASSES, IMAGENET_TEMPLATES = map(tuple, prompts("imagenet"))
+IMAGENET_CLASSES: tuple[Union[str, list[str]], ...] = tuple(prompts("imagenet")[0])
+IMAGENET_TEMPLATES: tuple[str, ...] = tuple(prompts("imagenet")[1])
 
 
 # --------------------------------------------------------------------------------------------------------- classifiers
 
 
-def encode_texts(model, texts, batch_tokens=1024, progress=False):
-    """Features of any number of texts.
+def encode_texts(
+    model: Encoder, texts: Sequence[str], batch_tokens: int = 1024, progress: Optional[bool] = False
+) -> Tensor:
+    """Encodes any number of texts.
 
     Texts of like length are encoded together, and a batch is no longer than its longest text: since attention is
     causal, what follows the end of a text does not change its feature.
@@ -98,7 +111,7 @@ def encode_texts(model, texts, batch_tokens=1024, progress=False):
         progress: whether to show a bar; None: where standard error is a terminal.
 
     Returns:
-        [N, E] in the order of the texts, in the model's dtype, not normalised.
+        [N, E] in the order of the texts, in the model's dtype, not normalised; of no texts [0, E].
 
     Raises:
         RuntimeError: if a text is too long.
@@ -107,10 +120,10 @@ def encode_texts(model, texts, batch_tokens=1024, progress=False):
     with inference(model), progress_bar(progress, total=len(texts), unit="text") as bar:
         starts = range(0, len(texts), _TEXTS_AT_ONCE)
         parts = [_encode(model, texts[start : start + _TEXTS_AT_ONCE], batch_tokens, bar) for start in starts]
-        return paddle.concat(parts) if parts else paddle.zeros([0, model.text_projection.shape[1]], model.dtype)
+        return paddle.concat(parts) if parts else paddle.zeros([0, model.embed_dim], model.logit_scale.dtype)
 
 
-def _encode(model, texts, batch_tokens, bar):
+def _encode(model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "tqdm[Any]") -> Tensor:
     """The features [N, E] of N texts that are all tokenized at once."""
     tokens = tokenize(texts, model.context_length)  # [N, L]
     lengths = tokens.argmax(axis=-1).numpy() + 1  # [N], end-of-text being the highest token
@@ -125,8 +138,14 @@ def _encode(model, texts, batch_tokens, bar):
     return paddle.concat(features).index_select(paddle.to_tensor(np.argsort(order)))
 
 
-def zero_shot_classifier(model, classnames, templates=IMAGENET_TEMPLATES, batch_tokens=1024, progress=False):
-    """The weights of a linear classifier on normalised image features, made of texts (paper, section 3.1.4).
+def zero_shot_classifier(
+    model: Encoder,
+    classnames: ClassNames,
+    templates: Templates = IMAGENET_TEMPLATES,
+    batch_tokens: int = 1024,
+    progress: Optional[bool] = False,
+) -> Tensor:
+    """Makes the weights of a linear classifier on normalised image features of texts (paper, section 3.1.4).
 
     Each class name is put into each template; the features of these texts are normalised, averaged, and normalised
     again, as in OpenAI's Prompt_Engineering_for_ImageNet notebook.
@@ -159,11 +178,11 @@ def zero_shot_classifier(model, classnames, templates=IMAGENET_TEMPLATES, batch_
         return paddle.stack(columns, axis=1)  # [E, K]
 
 
-def class_names(classnames):
+def class_names(classnames: ClassNames) -> list[list[str]]:
     """A list of the names of each class; raises ValueError if that is not what `classnames` gives."""
     if isinstance(classnames, str):
         raise ValueError(f"class names are a list of strings; found the string {classnames!r}")
-    names = [list(name) if isinstance(name, (list, tuple)) else [name] for name in classnames]
+    names: list[list[Any]] = [list(name) if isinstance(name, (list, tuple)) else [name] for name in classnames]
     if not names or not all(names):
         raise ValueError("there are no class names: give at least one, and at least one for each class")
     for name in (name for of_class in names for name in of_class):
@@ -172,22 +191,30 @@ def class_names(classnames):
     return names
 
 
-def _templates(templates):
+def _templates(templates: Templates) -> list[Callable[[str], str]]:
     """Functions of a name that return a text."""
-    templates = [templates] if isinstance(templates, str) or callable(templates) else list(templates)
-    if not templates:
-        raise ValueError("there are no templates: give at least one, such as 'a photo of a {}.'")
-    for template in templates:
-        if not callable(template) and "{}" not in template:
-            raise ValueError(f"the template {template!r} has no {{}} for the class name, as 'a photo of a {{}}.' has")
-    return [
-        template if callable(template) else lambda name, template=template: template.replace("{}", name)
-        for template in templates
-    ]
+    of_text = [templates] if isinstance(templates, str) or callable(templates) else list(templates)
+    if not of_text:
+        raise ValueError(f"there are no templates: give at least one, such as {TEMPLATE!r}")
+    return [template if callable(template) else _filled(template) for template in of_text]
 
 
-def classify(model, preprocess, images, labels, templates=("a photo of a {}.",), top_k=5, batch_size=64):
-    """The labels that fit images best.
+def _filled(template: str) -> Callable[[str], str]:
+    if "{}" not in template:
+        raise ValueError(f"the template {template!r} has no {{}} for the class name, as {TEMPLATE!r} has")
+    return lambda name: template.replace("{}", name)
+
+
+def classify(
+    model: Encoder,
+    preprocess: Callable[[Any], Any],
+    images: Any,
+    labels: ClassNames,
+    templates: Templates = TEMPLATE,
+    top_k: int = LABELS_SHOWN,
+    batch_size: int = BATCH_SIZE,
+) -> Any:
+    """Finds the labels that fit images best.
 
     Args:
         model: from `load`.
@@ -210,35 +237,35 @@ def classify(model, preprocess, images, labels, templates=("a photo of a {}.",),
         raise ValueError(f"top_k is {top_k}; it is at least 1")
     many = isinstance(images, (list, tuple))
     names, items = as_images(list(images) if many else [images])
-    labels = class_names(labels)
+    classes = class_names(labels)
     results = []
     with inference(model):
-        classifier = zero_shot_classifier(model, labels, templates)  # [E, K]
+        classifier = zero_shot_classifier(model, classes, templates)  # [E, K]
         with contextlib.closing(batches(preprocess, names, items, batch_size, on_error=None)) as read:
             for batch in read:
                 probabilities = F.softmax(_logits(model, batch.pixels, classifier), axis=-1)  # [B, K]
-                values, chosen = probabilities.topk(min(top_k, len(labels)))  # [B, k]
+                values, chosen = probabilities.topk(min(top_k, len(classes)))  # [B, k]
                 for row in zip(chosen.tolist(), values.tolist()):
-                    results.append([Prediction(labels[index][0], value) for index, value in zip(*row)])
+                    results.append([Prediction(classes[index][0], value) for index, value in zip(*row)])
     return results if many else results[0]
 
 
-def _logits(model, pixels, classifier):
+def _logits(model: Encoder, pixels: np.ndarray, classifier: Tensor) -> Tensor:
     return model.logit_scale.exp().astype(classifier.dtype) * (encode(model, pixels) @ classifier)  # [B, K]
 
 
 def evaluate(
-    model,
-    preprocess,
-    dataset,
-    classnames=None,
-    templates=IMAGENET_TEMPLATES,
-    batch_size=64,
-    workers=None,
-    on_error="raise",
-    progress=None,
-):
-    """Zero-shot accuracy on labelled images, as in the paper's section 3.1.
+    model: Encoder,
+    preprocess: Callable[[Any], Any],
+    dataset: Any,
+    classnames: Optional[ClassNames] = None,
+    templates: Templates = IMAGENET_TEMPLATES,
+    batch_size: int = BATCH_SIZE,
+    workers: Optional[int] = None,
+    on_error: str = "raise",
+    progress: Optional[bool] = None,
+) -> Accuracy:
+    """Measures zero-shot accuracy on labelled images, as in the paper's section 3.1.
 
         cifar100 = paddle.vision.datasets.Cifar100(mode="test", backend="pil")
         evaluate(model, preprocess, cifar100, *prompts("cifar100"))
@@ -265,17 +292,9 @@ def evaluate(
         OSError: if a folder cannot be read.
         RuntimeError: if a text is too long.
     """
-    if isinstance(dataset, (str, os.PathLike)):
-        names, items, folders = labelled_files(dataset)
-        if classnames is None:
-            classnames = [folder.replace("_", " ") for folder in folders]
-        if len(classnames) != len(folders):
-            raise ValueError(f"{dataset} has {len(folders)} folders, and there are {len(classnames)} class names")
-    else:
-        names, items = as_images(dataset)
-        if classnames is None:
-            raise ValueError("give classnames: a data set that is no folder does not tell the names of its labels")
-    first, five, count, damaged = 0, 0, 0, []
+    names, items, classnames = _labelled(dataset, classnames)
+    first, five, count = 0, 0, 0
+    damaged: list[tuple[Name, str]] = []
     with inference(model):
         classifier = zero_shot_classifier(model, classnames, templates, progress=progress)  # [E, K]
         classes = classifier.shape[1]
@@ -296,7 +315,22 @@ def evaluate(
     return Accuracy(float(first / count), float(five / count), count, damaged)
 
 
-def labelled_files(folder):
+def _labelled(dataset: Any, classnames: Optional[ClassNames]) -> tuple[Any, Any, ClassNames]:
+    """Names of the images, images with labels, and the names of the classes."""
+    if isinstance(dataset, (str, os.PathLike)):
+        names, items, folders = labelled_files(dataset)
+        if classnames is None:
+            return names, items, [folder.replace("_", " ") for folder in folders]
+        classnames = list(classnames)
+        if len(classnames) != len(folders):
+            raise ValueError(f"{dataset} has {len(folders)} folders, and there are {len(classnames)} class names")
+        return names, items, classnames
+    if classnames is None:
+        raise ValueError("give classnames: a data set that is no folder does not tell the names of its labels")
+    return (*as_images(dataset), classnames)
+
+
+def labelled_files(folder: StrPath) -> tuple[list[str], list[tuple[str, int]], list[str]]:
     """The paths of a folder-per-class data set, the same with labels, and the names of the folders, sorted."""
     with os.scandir(folder) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -306,7 +340,7 @@ def labelled_files(folder):
     return [path for path, _ in items], items, folders
 
 
-def _label(index, label, classes):
+def _label(index: int, label: Any, classes: int) -> int:
     label = np.asarray(label).reshape(-1)
     if label.size != 1 or label.dtype.kind not in "iu":
         raise ValueError(f"the items of the data set are (image, label), a label one whole number; see item {index}")

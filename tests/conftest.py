@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [ROOT, *(os.path.join(ROOT, folder) for folder in ("convert", "examples"))]
+sys.path[:0] = [ROOT, *(os.path.join(ROOT, folder) for folder in ("convert", "examples", "tests/tools"))]
 
-import paddle_clip  # noqa: F401  isort: skip  before paddle, see paddle_clip.ZLIB_IS_BROKEN
+import paddle_clip  # noqa: F401  isort: skip  before paddle, see extras.ZLIB_IS_BROKEN
 import paddle
 
 # A shell starts what runs in the background deaf to it, and so would be all that the tests start and interrupt.
@@ -45,7 +45,7 @@ def on_cpu():
 def files(tmp_path_factory):
     """The folder of the checkpoints that make_files.py wrote."""
     folder = tmp_path_factory.mktemp("files")
-    script = os.path.join(ROOT, "tests", "make_files.py")
+    script = os.path.join(ROOT, "tests", "tools", "make_files.py")
     subprocess.run([sys.executable, script, str(folder)], check=True)
     return folder
 
@@ -53,11 +53,11 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="session")
 def library_files(files):
     """The same folder, with the files that other libraries wrote of the same models."""
-    tests = os.path.join(ROOT, "tests")
+    tools = os.path.join(ROOT, "tests", "tools")
     packages = os.path.join(sys.prefix, "paddleclip")
     assert os.path.isdir(packages), f"paddleclip 1.0.0 is missing: pip install --no-deps --target {packages} paddleclip"
-    subprocess.run([sys.executable, os.path.join(tests, "make_library_files.py"), str(files)], check=True)
-    subprocess.run([sys.executable, os.path.join(tests, "make_paddleclip_files.py"), str(files), packages], check=True)
+    subprocess.run([sys.executable, os.path.join(tools, "make_library_files.py"), str(files)], check=True)
+    subprocess.run([sys.executable, os.path.join(tools, "make_paddleclip_files.py"), str(files), packages], check=True)
     return files
 
 

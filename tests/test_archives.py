@@ -9,11 +9,12 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_clip import CheckpointError, archives, pickles, writers
+from paddle_clip import CheckpointError
+from paddle_clip.checkpoints import casting, pickles, reading, writing
 
 
 def write(path, arrays):
-    writers.write(path, arrays, lambda name: "keep", lambda checksums: {"crc32": checksums})
+    writing.write(path, arrays, lambda name: "keep", lambda checksums: {"crc32": checksums})
 
 
 def rewrite_zip(source, target, change=lambda name, content: content, compression=zipfile.ZIP_STORED):
@@ -28,12 +29,12 @@ def rewrite_zip(source, target, change=lambda name, content: content, compressio
 def test_reads_what_torch_wrote(files, arrays_of):
     """Strides, offsets, shared storages, all dtypes, 0-d, empty, nested, parameters, storages marked cuda:0."""
     expected = arrays_of("tensors")
-    found = archives.read(files / "tensors.pt")
+    found = reading.read(files / "tensors.pt")
     assert found.keys() == expected.keys()
     assert b"cuda:0" in (files / "tensors.pt").read_bytes()
     bfloat16 = found.pop("bfloat16")
     assert bfloat16.dtype == np.uint16
-    np.testing.assert_array_equal(writers.cast(bfloat16, "float32"), expected.pop("bfloat16"))
+    np.testing.assert_array_equal(casting.cast(bfloat16, "float32"), expected.pop("bfloat16"))
     for name, array in found.items():
         assert array.dtype == expected[name].dtype, name
         np.testing.assert_array_equal(array, expected[name], err_msg=name, strict=True)
@@ -46,7 +47,7 @@ def test_archive_and_state_dict_hold_the_same(files, arrays_of, variant):
         (f"{variant}.pt", {"input_resolution", "context_length", "vocab_size"}),
         (f"{variant}_state_dict.pt", set()),
     ):
-        found = archives.read(files / file)
+        found = reading.read(files / file)
         assert found.keys() - expected.keys() == extra
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
@@ -56,7 +57,7 @@ def test_archive_and_state_dict_hold_the_same(files, arrays_of, variant):
 def test_pickles_that_run_commands_are_refused(files, file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"names (posix|os|nt)\.system"):
-        archives.read(files / file)
+        reading.read(files / file)
     assert not os.path.exists("executed")
 
 
@@ -69,7 +70,7 @@ def test_unlisted_globals_are_refused(tmp_path, name, protocol):
         called = b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute)) + b"\x93"
     (tmp_path / "x.pdparams").write_bytes(b"\x80" + bytes([protocol]) + called + b"\x8c\x01a\x85R.")
     with pytest.raises(CheckpointError, match=f"names {name}"):
-        archives.read(tmp_path / "x.pdparams")
+        reading.read(tmp_path / "x.pdparams")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_unlisted_globals_are_refused(tmp_path, name, protocol):
 def test_damaged_files_are_refused(tmp_path, content, message):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
-        archives.read(tmp_path / "x")
+        reading.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("file", ["vit.pt", "vit_state_dict.pt", "vit.pdparams", "vit.safetensors"])
@@ -107,14 +108,14 @@ def test_truncated_files_are_refused_at_any_length(files, file, tmp_path, paddle
     for length in [1, 4, 30, 1000, *range(10_000, len(content), len(content) // 40), len(content) - 1]:
         (tmp_path / "x").write_bytes(content[:length])
         with pytest.raises(CheckpointError):
-            archives.read(tmp_path / "x")
+            reading.read(tmp_path / "x")
 
 
 @pytest.fixture(scope="module")
 def paddle_files(files, tmp_path_factory):
     """Files of the vision transformer in the forms we write."""
     folder = tmp_path_factory.mktemp("paddle")
-    arrays = archives.read(files / "vit_state_dict.pt")
+    arrays = reading.read(files / "vit_state_dict.pt")
     write(folder / "vit.pdparams", arrays)
     write(folder / "vit.safetensors", arrays)
     return folder
@@ -122,13 +123,13 @@ def paddle_files(files, tmp_path_factory):
 
 def test_a_flipped_bit_is_found(files, tmp_path):
     content = bytearray((files / "vit.pt").read_bytes())
-    archives.read(files / "vit.pt")
+    reading.read(files / "vit.pt")
     with zipfile.ZipFile(files / "vit.pt") as archive:
         largest = max(archive.infolist(), key=lambda info: info.file_size)
     content[largest.header_offset + largest.file_size // 2] ^= 1
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="checksum"):
-        archives.read(tmp_path / "x.pt")
+        reading.read(tmp_path / "x.pt")
 
 
 def test_missing_and_short_storages_are_refused(files, tmp_path):
@@ -139,17 +140,17 @@ def test_missing_and_short_storages_are_refused(files, tmp_path):
         (lambda name, content: b"big" if name.endswith("byteorder") else content, "big-endian"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            archives.read(rewrite_zip(files / "vit_state_dict.pt", tmp_path / "x.pt", change))
+            reading.read(rewrite_zip(files / "vit_state_dict.pt", tmp_path / "x.pt", change))
 
 
 def test_compressed_and_doubled_entries_are_refused(files, tmp_path):
     with pytest.raises(CheckpointError, match="compressed"):
-        archives.read(rewrite_zip(files / "vit_state_dict.pt", tmp_path / "x.pt", compression=zipfile.ZIP_DEFLATED))
+        reading.read(rewrite_zip(files / "vit_state_dict.pt", tmp_path / "x.pt", compression=zipfile.ZIP_DEFLATED))
     rewrite_zip(files / "vit_state_dict.pt", tmp_path / "y.pt")
     with zipfile.ZipFile(tmp_path / "y.pt", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(archive.namelist()[0], b"")
     with pytest.raises(CheckpointError, match="doubled"):
-        archives.read(tmp_path / "y.pt")
+        reading.read(tmp_path / "y.pt")
 
 
 @pytest.mark.parametrize(
@@ -179,10 +180,10 @@ def test_tensors_must_lie_in_their_storage(tmp_path, count, offset, shape, strid
         archive.writestr("x/data.pkl", b"\x80\x02}" + plain("a") + tensor + b"\x89ccollections\nOrderedDict\n)RtRs.")
         archive.writestr("x/data/0", np.arange(4, dtype=np.float32).tobytes())
     if message is None:
-        np.testing.assert_array_equal(archives.read(tmp_path / "x.pt")["a"], [[0, 1], [2, 3]])
+        np.testing.assert_array_equal(reading.read(tmp_path / "x.pt")["a"], [[0, 1], [2, 3]])
     else:
         with pytest.raises(CheckpointError, match=message):
-            archives.read(tmp_path / "x.pt")
+            reading.read(tmp_path / "x.pt")
 
 
 def test_long_names_cost_no_memory(tmp_path):
@@ -196,12 +197,12 @@ def test_long_names_cost_no_memory(tmp_path):
     content = b"\x80\x02}(" + plain("first") + array + b"q\xff" + plain("n" * 1_000_000) + b"}(" + items + b"uu."
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(CheckpointError, match="nested too deeply or too many"):
-        archives.read(tmp_path / "x")
+        reading.read(tmp_path / "x")
 
 
 def test_reads_the_format_before_pytorch_1_6(files, tmp_path):
-    expected = archives.read(files / "vit_state_dict.pt")
-    found = archives.read(files / "legacy.pt")
+    expected = reading.read(files / "vit_state_dict.pt")
+    found = reading.read(files / "legacy.pt")
     assert list(found) == list(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
@@ -209,7 +210,7 @@ def test_reads_the_format_before_pytorch_1_6(files, tmp_path):
     for length in (20, 200, 1000, 20_000, len(content) // 2, len(content) - 1):
         (tmp_path / "x").write_bytes(content[:length])
         with pytest.raises(CheckpointError):
-            archives.read(tmp_path / "x")
+            reading.read(tmp_path / "x")
 
 
 def test_reads_what_paddle_writes(tmp_path):
@@ -222,7 +223,7 @@ def test_reads_what_paddle_writes(tmp_path):
     for protocol in (2, 4):
         for nested in (False, True):
             paddle.save({"model": state} if nested else state, str(tmp_path / "x.pdparams"), protocol=protocol)
-            found = archives.read(tmp_path / "x.pdparams")
+            found = reading.read(tmp_path / "x.pdparams")
             for name, tensor in state.items():
                 array = found[f"model.{name}" if nested else name]
                 np.testing.assert_array_equal(array, tensor.numpy(), err_msg=name, strict=True)
@@ -231,7 +232,7 @@ def test_reads_what_paddle_writes(tmp_path):
 def test_reads_fortran_order(tmp_path):
     fortran = pickle.dumps({"f": np.asfortranarray(np.arange(6.0).reshape(2, 3))}, protocol=2)
     (tmp_path / "y").write_bytes(fortran)
-    np.testing.assert_array_equal(archives.read(tmp_path / "y")["f"], np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(reading.read(tmp_path / "y")["f"], np.arange(6.0).reshape(2, 3))
 
 
 def test_reads_safetensors(tmp_path):
@@ -240,13 +241,13 @@ def test_reads_safetensors(tmp_path):
     header += b'"b":{"dtype":"F16","shape":[1],"data_offsets":[24,26]}}'
     content = struct.pack("<Q", len(header)) + header + a.tobytes() + b.tobytes()
     (tmp_path / "x.safetensors").write_bytes(content)
-    found = archives.read(tmp_path / "x.safetensors")
+    found = reading.read(tmp_path / "x.safetensors")
     assert list(found) == ["a", "b"]
     np.testing.assert_array_equal(found["a"], a, strict=True)
     np.testing.assert_array_equal(found["b"], b, strict=True)
     (tmp_path / "x.safetensors").write_bytes(content.replace(b'"F16"', b'"I16"'))
     with pytest.raises(CheckpointError, match="b is of dtype I16; re-save it as F32"):
-        archives.read(tmp_path / "x.safetensors")
+        reading.read(tmp_path / "x.safetensors")
 
 
 def test_parse_makes_no_objects():

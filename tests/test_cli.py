@@ -182,9 +182,9 @@ def test_damaged_images_are_fatal_or_skipped(cli_run, fails, photos, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "bad.png").write_bytes(b"not an image")
     output = tmp_path / "x.npy"
-    assert fails("embed", tmp_path / "in", "-o", output, words=["bad.png", "cannot", "--skip-damaged leaves out"])
+    assert fails("embed", tmp_path / "in", "-o", output, words=["bad.png", "cannot", "--on-error skip leaves out"])
     assert not output.exists()
-    code, out, err = cli_run("embed", tmp_path / "in", "-o", output, "--skip-damaged", "--json", "--restart")
+    code, out, err = cli_run("embed", tmp_path / "in", "-o", output, "--on-error", "skip", "--json", "--no-resume")
     assert code == 0
     assert json.loads(out)["count"] == 1
     assert json.loads(out)["damaged"][0][0].endswith("bad.png")
@@ -203,10 +203,13 @@ def test_what_embed_is_asked_for(cli_run, photos, monkeypatch, tmp_path):
     defaults = {"batch_size": 64, "workers": None, "on_error": "raise", "normalize": True, "resume": True}
     _, _, err = cli_run("embed", photos, "-o", tmp_path / "x.npy")
     assert asked == defaults
-    assert err == "error: differs; run it as it was, or with --restart to start anew\n"
-    options = ["--batch-size", 3, "--workers", 2, "--skip-damaged", "--raw", "--restart"]
-    cli_run("embed", photos, "-o", tmp_path / "x.npy", *options)
-    assert asked == {"batch_size": 3, "workers": 2, "on_error": "skip", "normalize": False, "resume": False}
+    assert err == "error: differs; run it as it was, or with --no-resume to start anew\n"
+    for skip, anew in (
+        (["--on-error", "skip"], "--no-resume"),
+        (["--skip-damaged"], "--restart"),
+    ):  # the older spelling
+        cli_run("embed", photos, "-o", tmp_path / "x.npy", "--batch-size", 3, "--workers", 2, *skip, "--raw", anew)
+        assert asked == {"batch_size": 3, "workers": 2, "on_error": "skip", "normalize": False, "resume": False}
 
 
 def test_evaluate(succeeds, photos):
@@ -311,7 +314,9 @@ def test_features_that_are_none(fails, tmp_path):
 
 def test_what_would_fail_late_fails_at_once(fails, succeeds, photos, tmp_path, monkeypatch):
     succeeds("embed", photos, "-o", tmp_path / "x.npy")
-    monkeypatch.setattr("paddle_clip.commands._load", lambda arguments: pytest.fail("the model was loaded"))
+    for family in ("features", "finetuning", "deployment"):
+        loader = f"paddle_clip.cli.{family}.load_model"
+        monkeypatch.setattr(loader, lambda arguments: pytest.fail("the model was loaded"))
     assert fails("search", tmp_path / "x.npy", "--image", photos, words=["has 6 images: --image takes one"])
     for command, name in (("probe", "x.npz"), ("embed", "x.npy"), ("finetune", "x.pdparams")):
         missing = tmp_path / "none" / name

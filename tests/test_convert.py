@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import paddle_clip
-from paddle_clip import weights, writers
+from paddle_clip.checkpoints import dialects, writing
+from paddle_clip.checkpoints.shapes import parameter_shapes
 
 PT2PADDLE = os.path.join("convert", "pt2paddle.py")
 
@@ -41,7 +42,7 @@ def test_converts_several_files_beside_them(run, folder, arrays_of):
     for variant in ("resnet", "vit"):
         assert f"{variant}.pt -> {folder / variant}.pdparams" in done.stdout
         assert hashlib.sha256((folder / f"{variant}.pt").read_bytes()).hexdigest() in done.stdout
-        expected = weights.from_checkpoint(arrays_of(variant)).arrays
+        expected = dialects.from_checkpoint(arrays_of(variant)).arrays
         loaded = paddle.load(str(folder / f"{variant}.pdparams"))
         assert loaded.keys() == expected.keys()
         for name, tensor in loaded.items():
@@ -53,9 +54,9 @@ def test_converts_several_files_beside_them(run, folder, arrays_of):
 def test_names_the_preset(run, files, tmp_path):
     """A full-size file is recognised by its shapes."""
     row = paddle_clip.presets.preset("ViT-B/32")
-    shapes = weights.parameter_shapes(row.config)
+    shapes = parameter_shapes(row.config)
     zeros = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
-    writers.write(tmp_path / "in.pdparams", zeros, lambda name: "keep", lambda checksums: {})
+    writing.write(tmp_path / "in.pdparams", zeros, lambda name: "keep", lambda checksums: {})
     done = run(PT2PADDLE, tmp_path / "in.pdparams", "-o", tmp_path / "out.pdparams", "--dtype", "keep")
     assert done.returncode == 0, done.stderr
     assert "  preset     ViT-B/32\n" in done.stdout
@@ -66,7 +67,7 @@ def test_dtypes(run, folder, arrays_of, dtype):
     output = folder / "out.pdparams"
     assert run(PT2PADDLE, folder / "vit.pt", "-o", output, "--dtype", dtype).returncode == 0
     loaded = paddle.load(str(output))
-    for name, array in weights.from_checkpoint(arrays_of("vit")).arrays.items():
+    for name, array in dialects.from_checkpoint(arrays_of("vit")).arrays.items():
         expected = array.dtype.name if dtype == "keep" else dtype
         assert loaded[name].dtype == getattr(paddle, expected), name
         rounded = torch.from_numpy(array.copy()).to(getattr(torch, expected)).float().numpy()

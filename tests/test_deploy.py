@@ -8,7 +8,7 @@ import paddle
 import pytest
 
 import paddle_clip
-from paddle_clip import CheckpointError, deploy, engines
+from paddle_clip import CheckpointError, deploy, engines, translation
 from paddle_clip.presets import build
 from variants import VARIANTS
 
@@ -252,10 +252,11 @@ def test_without_the_extra(exported, tmp_path, monkeypatch):
         lambda: paddle_clip.export(model, tmp_path / "new", onnx=True),
         lambda: paddle_clip.export(model, tmp_path / "new", openvino=True),
         lambda: paddle_clip.compile(model, engine="openvino"),
-        lambda: paddle_clip.Predictor(directory, engine="openvino"),
     ):
         with pytest.raises(ImportError, match=r"not installed: pip install .*paddle2onnx"):
             ask()
+    with pytest.raises(ImportError, match=r"openvino is not installed: pip install openvino$"):
+        paddle_clip.Predictor(directory, engine="openvino")
     assert os.listdir(tmp_path) == []
 
 
@@ -264,7 +265,7 @@ def test_what_paddle2onnx_says_is_passed_on(exported, tmp_path):
     with pytest.raises(
         RuntimeError, match=r"could not translate the image encoder to ONNX \(exit status \d+\): .*image\.json"
     ):
-        engines.write_onnx(str(tmp_path), "image")
+        translation.write_onnx(str(tmp_path), "image")
 
 
 @needs_extras
@@ -323,7 +324,7 @@ def test_int8_that_is_not_there(exported, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="holds no int8 encoder: export the model again with calibration"):
         paddle_clip.Predictor(directory, precision="int8")
     with pytest.raises(FileNotFoundError, match="holds no files for OpenVINO"):  # those of texts
-        deploy._engine(None, "int8", "cpu", directory, ["image.int8.xml"])
+        engines._choose_engine(None, "int8", "cpu", directory, ["image.int8.xml"])
     if EXTRAS:
         with pytest.raises(ValueError, match=r"images are \[2, 3, 8, 8\]; this model takes"):
             paddle_clip.compile(model, calibration=np.zeros((2, 3, 8, 8)))

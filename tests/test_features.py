@@ -12,9 +12,9 @@ import numpy as np
 import paddle
 import pytest
 from conftest import ROOT
-from embed_slowly import BATCH_SIZE, small_model
 from PIL import Image
 
+from embed_slowly import BATCH_SIZE, small_model
 from paddle_clip import Match, embed, features, image_transform, load_features, search
 from paddle_clip.images import image_files
 from variants import TINY
@@ -253,7 +253,7 @@ def test_interrupted_runs_are_continued(model, preprocess, folder, paths, name, 
 def test_killed_runs_are_continued(model, preprocess, folder, paths, tmp_path):
     output, journal = tmp_path / "x.npy", tmp_path / ".x.npy.journal"
     expected = quietly(model, preprocess, folder, tmp_path / "whole.npy")
-    command = [sys.executable, os.path.join(ROOT, "tests", "embed_slowly.py"), str(folder), str(output), "0.2"]
+    command = [sys.executable, os.path.join(ROOT, "tests", "tools", "embed_slowly.py"), str(folder), str(output), "0.2"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.read_bytes().count(b"\n") > 2) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""A bounded run of the fuzzer; the long one is `python tests/fuzz.py`."""
+"""A bounded run of the fuzzer; the long one is `python tests/tools/fuzz.py`."""
 
 import fuzz
 

@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import paddle_clip
-from paddle_clip import CheckpointError, DownloadError, hub, presets, weights
-from paddle_clip.converter import convert
+from paddle_clip import CheckpointError, DownloadError, convert, hub, presets
+from paddle_clip.checkpoints import dialects
 from variants import RESNET, VIT
 
 
@@ -73,7 +73,7 @@ def server(files, monkeypatch):
 @pytest.mark.parametrize(("variant", "config"), [("resnet", RESNET), ("vit", VIT)])
 def test_every_form_of_a_file_gives_the_same_model(files, tmp_path, variant, config, arrays_of):
     state = arrays_of(variant)
-    expected = weights.from_checkpoint(state).arrays
+    expected = dialects.from_checkpoint(state).arrays
     save_file(state, tmp_path / "openai.safetensors")
     save_file({name: array.copy(order="C") for name, array in expected.items()}, tmp_path / "ours.safetensors")
     convert(files / f"{variant}.pt", tmp_path / "ours.pdparams")
@@ -112,7 +112,7 @@ def test_half_precision_is_refused_on_the_cpu(files, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(files, dtype, monkeypatch):
     """What half precision casts; what it computes is tested on a GPU, in test_parity.py."""
-    monkeypatch.setattr(hub, "_require_dtype", lambda dtype: None)
+    monkeypatch.setattr(hub, "require_dtype", lambda dtype, device: None)
     model, _ = paddle_clip.load(files / "resnet.pt", dtype=dtype)
     reference, _ = paddle_clip.load(files / "resnet.pt")
     half = getattr(paddle, dtype)

@@ -6,7 +6,9 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_clip import CheckpointError, model, presets, weights
+from paddle_clip import CheckpointError, model, presets
+from paddle_clip.checkpoints import dialects
+from paddle_clip.checkpoints.shapes import parameter_shapes
 from variants import RESNET, VARIANTS, VIT
 
 BOTH = pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -45,7 +47,7 @@ FACTORIES = {
 def test_factories_build_the_full_size(row):
     built = FACTORIES[row.name]()
     shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
-    assert shapes == weights.parameter_shapes(row.config)
+    assert shapes == parameter_shapes(row.config)
     assert sum(parameter.size for parameter in built.parameters()) == row.parameters
     assert len({id(parameter) for parameter in built.parameters()}) == len(built.parameters())
     assert built.visual.input_resolution == row.config.image_resolution
@@ -55,7 +57,7 @@ def test_factories_build_the_full_size(row):
 def test_initialisation_is_openais(files, file, build):
     """Mean, standard deviation and range of every parameter, against a fresh model of OpenAI's code."""
     with np.load(files / f"{file}.init.npz") as statistics:
-        expected = {weights.to_paddle(name, np.zeros([1, 1]))[0]: values for name, values in statistics.items()}
+        expected = {dialects.to_paddle(name, np.zeros([1, 1]))[0]: values for name, values in statistics.items()}
     parameters = dict(build().named_parameters())
     assert parameters.keys() == expected.keys()
     for name, parameter in parameters.items():
@@ -238,7 +240,7 @@ def test_weights_of_another_model_are_refused_and_change_nothing():
     clip, other = presets.build(VIT), presets.build(RESNET)
     before = {name: tensor.numpy() for name, tensor in clip.state_dict().items()}
     for load in (clip.set_state_dict, clip.load_dict, clip.set_dict):
-        with pytest.raises(CheckpointError, match=r"missing: .*unexpected: .*misshapen: .*presets\.py"):
+        with pytest.raises(CheckpointError, match=r"missing: .*unexpected: .*misshapen: .*paddle-clip models"):
             load(other.state_dict())
     state = clip.state_dict()
     del state["visual.proj"]

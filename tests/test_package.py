@@ -2,14 +2,17 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 from conftest import ROOT
 
 import paddle_clip
+from paddle_clip import extras
 
 
 def test_the_wheel_holds_paddle_clip_alone(tmp_path):
@@ -23,11 +26,9 @@ def test_the_wheel_holds_paddle_clip_alone(tmp_path):
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"paddle_clip"}
     packaged = {name for name in names if name.startswith("paddle_clip/")}
-    folder = os.path.join(ROOT, "paddle_clip")
-    sources = {f"paddle_clip/{name}" for name in os.listdir(folder) if name.endswith(".py")}
-    files = (os.path.join(place, name) for place, _, names in os.walk(os.path.join(folder, "data")) for name in names)
-    data = {os.path.relpath(file, ROOT) for file in files}
-    assert packaged == sources | data
+    walk = os.walk(os.path.join(ROOT, "paddle_clip"))
+    files = {os.path.relpath(os.path.join(place, name), ROOT) for place, _, names in walk for name in names}
+    assert packaged == {name for name in files if "__pycache__" not in name}
     needed = ("bpe_simple_vocab_16e6.txt.gz", "README.md", "clip_tiny.pt", "clip_tiny.json", "samples/red-circle.png")
     assert {f"paddle_clip/data/{name}" for name in needed} <= packaged
 
@@ -66,7 +67,15 @@ def test_without_paddle_the_two_commands_are_named(run):
 def test_the_grammar_is_python_39s():
     """Every file parses on the oldest Python supported."""
     for folder in ("paddle_clip", "convert", "examples", "tests"):
-        for name in os.listdir(os.path.join(ROOT, folder)):
-            if name.endswith(".py"):
-                with open(os.path.join(ROOT, folder, name), encoding="utf-8") as file:
-                    ast.parse(file.read(), name, feature_version=(3, 9))
+        for path in Path(ROOT, folder).rglob("*.py"):
+            ast.parse(path.read_text(encoding="utf-8"), path.name, feature_version=(3, 9))
+
+
+def test_the_extras_are_those_of_pyproject():
+    """What a message tells to install is what the extra installs."""
+    text = Path(ROOT, "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
+    listed = dict(re.findall(r"^([\w-]+) = (\[.*?\])", section, re.MULTILINE))
+    for extra, packages in extras.EXTRAS.items():
+        found = {re.split("[<>=]", requirement)[0] for requirement in ast.literal_eval(listed[extra])}
+        assert found == {extras._PIP_NAMES.get(package, package) for package in packages}, extra

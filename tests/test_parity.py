@@ -10,8 +10,7 @@ from conftest import DEVICES
 
 import paddle_clip
 import parity
-from paddle_clip import presets
-from paddle_clip.converter import convert
+from paddle_clip import convert, presets
 from variants import VARIANTS
 
 BOTH = pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -121,13 +120,13 @@ def test_the_command_prints_the_table(run, files, variant):
 def test_the_command_fails_past_its_bounds(run, files, tmp_path):
     """A model that swaps ln_1 and ln_2 is found, and so is a converter that forgets a transpose."""
     for rules in (
-        "[(theirs, ours, t and 'out_proj' not in theirs) for theirs, ours, t in weights.OPENAI]",
-        "[('{}.ln_1.{}', '{}.ln_2.{}', False), ('{}.ln_2.{}', '{}.ln_1.{}', False), *weights.OPENAI]",
+        "[(theirs, ours, t and 'out_proj' not in theirs) for theirs, ours, t in dialects.OPENAI]",
+        "[('{}.ln_1.{}', '{}.ln_2.{}', False), ('{}.ln_2.{}', '{}.ln_1.{}', False), *dialects.OPENAI]",
     ):
         done = run(
             "-c",
             "import sys; sys.path[:0] = ['convert']; import parity; from paddle_clip import weights; "
-            f"weights.DIALECTS = [d._replace(rules={rules}) if d.rules else d for d in weights.DIALECTS]; "
+            f"dialects.DIALECTS = [d._replace(rules={rules}) if d.rules else d for d in dialects.DIALECTS]; "
             f"sys.argv = ['parity.py', {str(files / 'vit.pt')!r}]; sys.exit(parity.main())",
         )
         assert done.returncode == 1

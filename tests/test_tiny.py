@@ -10,14 +10,17 @@ from conftest import ROOT
 
 import paddle_clip
 import parity
+import tiny_world
 import train_tiny
-from paddle_clip import archives, converter, presets
+from paddle_clip import presets
+from paddle_clip.checkpoints.conversion import check
+from paddle_clip.checkpoints.files import sha256
 
 DATA = os.path.join(ROOT, "paddle_clip", "data")
 FILE = os.path.join(DATA, presets.TINY.file)
 SAMPLES = os.path.join(DATA, "samples")
 SCRIPT = os.path.join("examples", "train_tiny.py")
-NAMES = [" ".join(pair) for pair in train_tiny.COMBINATIONS]
+NAMES = [" ".join(pair) for pair in tiny_world.COMBINATIONS]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_it_is_named_but_no_model_of_openais():
     assert presets.TINY not in presets.PRESETS
     with pytest.raises(ValueError, match="'tiny' without a network"):
         paddle_clip.load("tinny")
-    assert converter.check(FILE)[0].preset == "tiny"
+    assert check(FILE)[0].preset == "tiny"
 
 
 def test_the_factory_builds_its_sizes(tiny):
@@ -68,11 +71,11 @@ def test_what_it_weighs(record):
 
 
 def test_the_record_is_of_this_file(record):
-    assert archives.sha256(FILE) == record["sha256"]
+    assert sha256(FILE) == record["sha256"]
     held_out = record["accuracy in percent"]["held out"]
     assert held_out["colour and shape"] >= 95
     assert held_out["colour and shape of one large object, asked for one"] >= 95
-    assert record["held out"] == [" ".join(pair) for pair in train_tiny.HELD_OUT]
+    assert record["held out"] == [" ".join(pair) for pair in tiny_world.HELD_OUT]
     assert record["choices"] == len(NAMES) == 96
 
 
@@ -86,7 +89,7 @@ def test_it_knows_the_samples(tiny):
 
 def test_it_knows_combinations_it_was_not_trained_on(tiny):
     """Pictures drawn now, of another seed than the record's."""
-    scenes = train_tiny.test_pictures(train_tiny.HELD_OUT, 380, seed=1234)
+    scenes = train_tiny.test_pictures(tiny_world.HELD_OUT, 380, seed=1234)
     accuracy = train_tiny.evaluate(*tiny, *scenes)
     assert accuracy["colour and shape"] >= 95
     assert accuracy["colour and shape of one large object, asked for one"] >= 95
@@ -130,10 +133,10 @@ def test_the_script_trains_and_saves(run, tmp_path):
     fresh = paddle_clip.clip_tiny()
     assert not paddle.allclose(model.text_projection, fresh.text_projection, atol=1e-3)
     written = json.loads((out / "clip_tiny.json").read_text(encoding="utf-8"))
-    assert written["sha256"] == archives.sha256(out / "clip_tiny.pt")
+    assert written["sha256"] == sha256(out / "clip_tiny.pt")
     assert written["steps"] == written["loss"][-1][0] == 20
     for entry in os.scandir(SAMPLES):  # the pictures in the package are those the script draws
-        ours, theirs = (np.asarray(train_tiny.Image.open(path)) for path in (entry.path, out / "samples" / entry.name))
+        ours, theirs = (np.asarray(tiny_world.Image.open(path)) for path in (entry.path, out / "samples" / entry.name))
         assert np.abs(ours.astype(int) - theirs).max() <= 1, entry.name
 
 
@@ -147,22 +150,22 @@ def test_the_script_refuses_what_makes_no_sense(run, tmp_path):
 
 def test_no_caption_of_a_batch_is_true_of_another_picture():
     for seed, variety in enumerate((0, 0, 0.5, 1, 1)):
-        pairs = train_tiny.random_pairs(np.random.default_rng(seed), train_tiny.MOST_PAIRS, variety)
-        assert len(pairs) == train_tiny.MOST_PAIRS
+        pairs = tiny_world.random_pairs(np.random.default_rng(seed), tiny_world.MOST_PAIRS, variety)
+        assert len(pairs) == tiny_world.MOST_PAIRS
         fits = np.array([[pair.fits(other.scene) for other in pairs] for pair in pairs])
         assert (fits == np.eye(len(pairs), dtype=bool)).all()
 
 
 def test_what_is_held_out_is_never_trained_on():
-    held_out = set(train_tiny.HELD_OUT)
+    held_out = set(tiny_world.HELD_OUT)
     assert len(held_out) == 19
-    assert {shape for _, shape in held_out} == set(train_tiny.SHAPES)
-    assert {colour for colour, _ in held_out} == set(train_tiny.COLOURS)
+    assert {shape for _, shape in held_out} == set(tiny_world.SHAPES)
+    assert {colour for colour, _ in held_out} == set(tiny_world.COLOURS)
     random = np.random.default_rng(0)
     for _ in range(20):
-        pairs = train_tiny.random_pairs(random, 48, random.random())
+        pairs = tiny_world.random_pairs(random, 48, random.random())
         assert held_out.isdisjoint(pair.scene[:2] for pair in pairs)
         for pair in pairs:  # and the caption tells what is seen
-            words = train_tiny.caption(*pair, random).replace("grey", "gray")
+            words = tiny_world.caption(*pair, random).replace("grey", "gray")
             assert pair.scene.colour in words
             assert pair.scene.shape in words

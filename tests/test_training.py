@@ -14,7 +14,8 @@ from conftest import DEVICES
 from PIL import Image
 
 import paddle_clip
-from paddle_clip import CheckpointError, ContrastiveLoss, archives, finetune, presets, training, writers
+from paddle_clip import CheckpointError, ContrastiveLoss, finetune, presets, training
+from paddle_clip.checkpoints import reading, writing
 from variants import RESNET, VARIANTS, VIT
 
 SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1, 12)  # of the full vocabulary
@@ -213,7 +214,7 @@ def test_the_log_has_every_step(model, pairs, monkeypatch, tmp_path):
     assert logged[0] == str(tmp_path)
     assert logged[4:] == [(name, getattr(history[1], name), 2) for name in ("loss", "learning_rate", "logit_scale")]
     monkeypatch.setitem(sys.modules, "visualdl", None)
-    with pytest.raises(ValueError, match="pip install visualdl"):
+    with pytest.raises(ImportError, match="pip install visualdl"):
         finetune(model, pairs, batch_size=7, logdir=tmp_path)
 
 
@@ -278,7 +279,7 @@ def unfinished(model, pairs, tmp_path):
 def test_a_checkpoint_is_a_model_and_holds_the_optimiser_by_our_names(model, unfinished, tmp_path):
     loaded, _ = paddle_clip.load(tmp_path / "x.checkpoint.safetensors")
     assert_equal(state_of(loaded), state_of(model))
-    checkpoint = archives.read(tmp_path / "x.checkpoint.safetensors")
+    checkpoint = reading.read(tmp_path / "x.checkpoint.safetensors")
     assert json.loads(checkpoint.metadata["training"])["step"] == 2
     for name, parameter in model.named_parameters():
         for moment in ("moment1_0", "moment2_0"):
@@ -292,7 +293,7 @@ def test_the_last_good_checkpoint_survives_what_interrupts_the_next(model, pairs
     def interrupt(*arguments):
         raise Killed
 
-    monkeypatch.setattr(writers, "_compare", interrupt)
+    monkeypatch.setattr(writing, "_compare", interrupt)
     with pytest.raises(Killed):
         finetune(model, pairs, tmp_path / "x.pdparams", resume=True, **unfinished)
     assert file.read_bytes() == before

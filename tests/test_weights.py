@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from paddle import nn
 
-from paddle_clip import CheckpointError, archives, presets, weights
+from paddle_clip import CheckpointError, presets
+from paddle_clip.checkpoints import dialects, reading
+from paddle_clip.checkpoints.shapes import config_from_shapes, parameter_shapes
 from variants import VARIANTS
 
 BOTH = pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -15,14 +17,14 @@ BOTH = pytest.mark.parametrize("variant", sorted(VARIANTS))
 @pytest.fixture
 def state(files, variant):
     """OpenAI's state dict of a variant."""
-    return archives.read(files / f"{variant}_state_dict.pt")
+    return reading.read(files / f"{variant}_state_dict.pt")
 
 
 def check_every_tensor(state, variant):
     """Decides what is transposed from the built model's layers, not from the names the converter goes by."""
     model = presets.build(VARIANTS[variant])
     linears = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
-    converted = weights.from_checkpoint(state)
+    converted = dialects.from_checkpoint(state)
     assert converted.config == VARIANTS[variant]
     assert converted.arrays.keys() == model.state_dict().keys()
     openai = {"._mean": ".running_mean", "._variance": ".running_var", "attn.in_proj.": "attn.in_proj_"}
@@ -47,19 +49,19 @@ def test_transposed_is_every_linear_and_nothing_else(state, variant):
     linears = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
     transposed = set()
     for name, array in state.items():
-        rules = [rule for rule in weights.OPENAI if re.fullmatch(re.escape(rule[0]).replace(r"\{\}", ".+"), name)]
+        rules = [rule for rule in dialects.OPENAI if re.fullmatch(re.escape(rule[0]).replace(r"\{\}", ".+"), name)]
         assert len(rules) <= 1, name
         if rules and rules[0][2]:
-            transposed.add(weights.to_paddle(name, array)[0])
+            transposed.add(dialects.to_paddle(name, array)[0])
     assert transposed == linears
 
 
 @BOTH
 def test_a_square_linear_left_untransposed_is_caught(state, variant, monkeypatch):
     """The comparison goes red when the rule for a square weight forgets its transpose."""
-    rules = [(theirs, ours, t and "out_proj" not in theirs) for theirs, ours, t in weights.OPENAI]
-    monkeypatch.setattr(weights, "DIALECTS", [d._replace(rules=rules) for d in weights.DIALECTS])
-    weights.from_checkpoint(state)  # the shapes say nothing
+    rules = [(theirs, ours, t and "out_proj" not in theirs) for theirs, ours, t in dialects.OPENAI]
+    monkeypatch.setattr(dialects, "DIALECTS", [d._replace(rules=rules) for d in dialects.DIALECTS])
+    dialects.from_checkpoint(state)  # the shapes say nothing
     with pytest.raises(AssertionError, match=r"out_proj\.weight"):
         check_every_tensor(state, variant)
 
@@ -72,7 +74,7 @@ def test_misfits_are_all_reported_at_once(state, variant):
     state["visual.extra.weight"] = np.ones([2, 3], np.float32)
     state["transformer.resblocks.0.attn.in_proj_bias"] = np.ones(7, np.float32)
     with pytest.raises(CheckpointError) as error:
-        weights.from_checkpoint(state, "x.pt")
+        dialects.from_checkpoint(state, "x.pt")
     message = str(error.value)
     config = VARIANTS[variant]
     width = config.transformer_width
@@ -87,25 +89,25 @@ def test_misfits_are_all_reported_at_once(state, variant):
 @BOTH
 def test_each_single_misfit_is_caught(state, variant):
     """One tensor missing, extra, misshapen, whichever it is."""
-    converted = weights.from_checkpoint(state).arrays
-    weights.from_checkpoint(converted)  # our own names are taken as they are
+    converted = dialects.from_checkpoint(state).arrays
+    dialects.from_checkpoint(converted)  # our own names are taken as they are
     for name, array in converted.items():
         with pytest.raises(CheckpointError):
-            weights.from_checkpoint({other: value for other, value in converted.items() if other != name})
+            dialects.from_checkpoint({other: value for other, value in converted.items() if other != name})
         with pytest.raises(CheckpointError):
-            weights.from_checkpoint({**converted, name: np.zeros((*array.shape, 2), np.float32)})
+            dialects.from_checkpoint({**converted, name: np.zeros((*array.shape, 2), np.float32)})
     with pytest.raises(CheckpointError, match="1 unexpected"):
-        weights.from_checkpoint({**converted, "visual.proj2": array})
+        dialects.from_checkpoint({**converted, "visual.proj2": array})
 
 
 def test_other_models_are_refused_with_what_was_found():
     with pytest.raises(CheckpointError, match=r"ln_final\.weight is missing, among 1 tensors such as fc\.weight"):
-        weights.from_checkpoint({"fc.weight": np.ones([2, 2], np.float32)}, "resnet.pt")
+        dialects.from_checkpoint({"fc.weight": np.ones([2, 2], np.float32)}, "resnet.pt")
 
 
 def test_huge_layer_numbers_cost_nothing():
     with pytest.raises(CheckpointError):
-        weights.from_checkpoint({"transformer.resblocks.99999999999.ln_1.weight": np.ones(2, np.float32)})
+        dialects.from_checkpoint({"transformer.resblocks.99999999999.ln_1.weight": np.ones(2, np.float32)})
 
 
 @BOTH
@@ -113,7 +115,7 @@ def test_integers_are_not_weights(state, variant):
     for dtype in (np.int64, np.uint8, bool):
         state["ln_final.bias"] = state["ln_final.bias"].astype(dtype)
         with pytest.raises(CheckpointError, match=r"floating-point numbers: ln_final\.bias"):
-            weights.from_checkpoint(state)
+            dialects.from_checkpoint(state)
 
 
 @pytest.mark.parametrize("row", presets.PRESETS, ids=lambda row: row.name)
@@ -122,11 +124,11 @@ def test_full_size_names_and_shapes_are_openais(files, row):
     shapes = {}
     for line in (files / f"{row.file}.shapes").read_text().splitlines():
         name, *shape = line.split(" ")
-        if not weights.DROPPED.fullmatch(name):
+        if not dialects.DROPPED.fullmatch(name):
             shape = tuple(int(size) for size in shape if size)
-            name, array = weights.to_paddle(name, np.broadcast_to(np.float32(0), shape))
+            name, array = dialects.to_paddle(name, np.broadcast_to(np.float32(0), shape))
             shapes[name] = array.shape
-    assert shapes == weights.parameter_shapes(row.config)
-    assert weights.config_from_shapes(shapes) == row.config
+    assert shapes == parameter_shapes(row.config)
+    assert config_from_shapes(shapes) == row.config
     statistics = ("._mean", "._variance")
     assert row.parameters == sum(np.prod(shape, dtype=int) for n, shape in shapes.items() if not n.endswith(statistics))

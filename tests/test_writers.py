@@ -15,30 +15,31 @@ import torch
 from conftest import ROOT
 
 import kill
-from paddle_clip import CheckpointError, archives, writers
+from paddle_clip import CheckpointError
+from paddle_clip.checkpoints import casting, reading, writing
 
 FORMS = pytest.mark.parametrize("extension", [".pdparams", ".safetensors", ".pt"])
 
 
 def write(path, arrays, dtype="keep", **arguments):
-    writers.write(path, arrays, lambda name: dtype, lambda checksums: {"crc32": checksums, "told": "é"}, **arguments)
+    writing.write(path, arrays, lambda name: dtype, lambda checksums: {"crc32": checksums, "told": "é"}, **arguments)
 
 
 @FORMS
 def test_reads_back_with_metadata(files, tmp_path, extension):
-    arrays = archives.read(files / "vit_state_dict.pt")
+    arrays = reading.read(files / "vit_state_dict.pt")
     write(tmp_path / f"x{extension}", arrays)
-    found = archives.read(tmp_path / f"x{extension}")
+    found = reading.read(tmp_path / f"x{extension}")
     assert found.metadata["told"] == "é"
     assert sorted(found) == sorted(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
-    assert writers.verify_checksums(found, "x") == len(arrays)
+    assert writing.verify_checksums(found, "x") == len(arrays)
     assert os.listdir(tmp_path) == [f"x{extension}"]
 
 
 def test_paddle_reads_a_pdparams(files, tmp_path):
-    arrays = archives.read(files / "vit_state_dict.pt")
+    arrays = reading.read(files / "vit_state_dict.pt")
     write(tmp_path / "x.pdparams", arrays)
     loaded = paddle.load(str(tmp_path / "x.pdparams"))
     assert list(loaded) == list(arrays)
@@ -55,7 +56,7 @@ def test_a_pdparams_loads_under_every_numpy(tmp_path):
 
 
 def test_safetensors_reads_a_safetensors(files, tmp_path):
-    arrays = archives.read(files / "vit_state_dict.pt")
+    arrays = reading.read(files / "vit_state_dict.pt")
     write(tmp_path / "x.safetensors", arrays)
     loaded = safetensors.numpy.load_file(tmp_path / "x.safetensors")
     assert loaded.keys() == arrays.keys()
@@ -64,8 +65,8 @@ def test_safetensors_reads_a_safetensors(files, tmp_path):
 
 
 def test_torch_reads_a_pt(files, tmp_path):
-    arrays = dict(archives.read(files / "vit_state_dict.pt"))
-    arrays["bfloat16"] = writers.cast(np.arange(4, dtype=np.float32), "bfloat16")
+    arrays = dict(reading.read(files / "vit_state_dict.pt"))
+    arrays["bfloat16"] = casting.cast(np.arange(4, dtype=np.float32), "bfloat16")
     write(tmp_path / "x.pt", arrays)
     for options in ({}, {"mmap": True}):
         loaded = torch.load(tmp_path / "x.pt", weights_only=True, **options)
@@ -90,7 +91,7 @@ def test_a_changed_tensor_is_named(tmp_path, extension):
     place = content.index(np.full(1000, 8, np.float32).tobytes()) + 400
     (tmp_path / "y").write_bytes(content[:place] + b"\1" + content[place + 1 :])
     with pytest.raises(CheckpointError, match=r"is damaged: (b changed|entry archive/data/1 fails its checksum)"):
-        writers.verify_checksums(archives.read(tmp_path / "y"), "y")
+        writing.verify_checksums(reading.read(tmp_path / "y"), "y")
 
 
 @FORMS
@@ -115,14 +116,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, extension
 
 @FORMS
 def test_a_file_that_reads_back_differently_is_not_named(tmp_path, extension, monkeypatch):
-    read = archives.read
+    read = writing.read
 
     def changed(path):
         checkpoint = read(path)
         checkpoint["a"] = checkpoint["a"] + 1
         return checkpoint
 
-    monkeypatch.setattr(archives, "read", changed)
+    monkeypatch.setattr(writing, "read", changed)
     with pytest.raises(CheckpointError, match="a read back differ"):
         write(tmp_path / f"x{extension}", {"a": np.ones(3, np.float32), "b": np.ones(3, np.float32)})
     assert os.listdir(tmp_path) == []
@@ -133,8 +134,8 @@ def test_a_full_disk_is_one_error(tmp_path):
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); import numpy as np; "
-        "from paddle_clip import writers; "
-        "writers.write(sys.argv[1], {'a': np.ones(1 << 20)}, lambda n: 'keep', lambda c: {})"
+        "from paddle_clip.checkpoints import writing; "
+        "writing.write(sys.argv[1], {'a': np.ones(1 << 20)}, lambda n: 'keep', lambda c: {})"
     )
     command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "x.pdparams")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -171,12 +172,12 @@ def test_what_a_killed_process_left_is_used_up(tmp_path):
     (tmp_path / ".x.pt.partial").write_bytes(b"left over" * 1000)
     write(tmp_path / "x.pt", {"a": np.ones(1, np.float32)})
     assert os.listdir(tmp_path) == ["x.pt"]
-    assert archives.read(tmp_path / "x.pt")["a"].tolist() == [1]
+    assert reading.read(tmp_path / "x.pt")["a"].tolist() == [1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_conversions_leave_no_partial_file(files, number):
-    """The long run is `python tests/kill.py`."""
+    """The long run is `python tests/tools/kill.py`."""
     outcomes = kill.kill(str(files / "vit.pt"), 15, number=number)
     assert sum(outcomes.values()) == 15
 
@@ -185,9 +186,9 @@ def test_killed_conversions_leave_no_partial_file(files, number):
 def test_an_interruption_is_one_error_line(files, tmp_path, number):
     """Sent when the conversion writes; then nothing is left, not even the file being written."""
     script = (
-        "import os, signal, sys; sys.path.insert(0, 'convert'); import pt2paddle; from paddle_clip import writers; "
-        "cast = writers.cast; "
-        f"writers.cast = lambda *a: (os.kill(os.getpid(), {number:d}), cast(*a))[1]; "
+        "import os, signal, sys; sys.path.insert(0, 'convert'); import pt2paddle; "
+        "from paddle_clip.checkpoints import writing; cast = writing.cast; "
+        f"writing.cast = lambda *a: (os.kill(os.getpid(), {number:d}), cast(*a))[1]; "
         "sys.exit(pt2paddle.main())"
     )
     command = [sys.executable, "-W", "ignore", "-c", script, str(files / "vit.pt"), "-o", str(tmp_path / "x.pdparams")]
@@ -212,15 +213,15 @@ def test_cast_rounds_like_pytorch():
     array = (random.standard_normal(100_000) * 10.0 ** random.integers(-30, 30, 100_000)).astype(np.float32)
     array[:4] = [0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8]  # the last two are ties
     expected = torch.from_numpy(array).bfloat16().view(torch.int16).numpy().view(np.uint16)
-    np.testing.assert_array_equal(writers.cast(array, "bfloat16"), expected, strict=True)
-    widened = writers.cast(expected, "float32")
+    np.testing.assert_array_equal(casting.cast(array, "bfloat16"), expected, strict=True)
+    widened = casting.cast(expected, "float32")
     np.testing.assert_array_equal(widened, torch.from_numpy(array).bfloat16().float().numpy(), strict=True)
-    assert writers.cast(np.float32([np.nan]), "bfloat16")[0] & 0x7FC0 == 0x7FC0
-    assert writers.cast(np.asarray(1.5, np.float32), "bfloat16").shape == ()
+    assert casting.cast(np.float32([np.nan]), "bfloat16")[0] & 0x7FC0 == 0x7FC0
+    assert casting.cast(np.asarray(1.5, np.float32), "bfloat16").shape == ()
     for dtype in ("float16", "bfloat16"):
         with pytest.raises(CheckpointError, match=f"w has numbers too large for {dtype}"):
-            writers.cast(np.array([3.4e38 if dtype == "bfloat16" else 7e4], np.float32), dtype, "w")
-        assert not np.isfinite(writers.cast(np.array([np.inf], np.float32), "float16"))
+            casting.cast(np.array([3.4e38 if dtype == "bfloat16" else 7e4], np.float32), dtype, "w")
+        assert not np.isfinite(casting.cast(np.array([np.inf], np.float32), "float16"))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -228,14 +229,14 @@ def test_every_float16_widens_to_its_bits(tmp_path, transposed):
     """Zeros, subnormal numbers, infinities and NaNs among them; in memory as it is, and in that of its transpose."""
     halves = np.resize(np.arange(65536, dtype=np.uint16), 3 * 65536).view(np.float16).reshape(1536, 128)
     halves = halves.T if transposed else halves
-    writers.write(str(tmp_path / "x.safetensors"), {"x": halves}, lambda _name: "float32", lambda _checksums: {})
-    widened = np.asarray(archives.read(str(tmp_path / "x.safetensors"))["x"])
+    writing.write(str(tmp_path / "x.safetensors"), {"x": halves}, lambda _name: "float32", lambda _checksums: {})
+    widened = np.asarray(reading.read(str(tmp_path / "x.safetensors"))["x"])
     np.testing.assert_array_equal(widened.view(np.uint32), halves.astype(np.float32, order="C").view(np.uint32))
 
 
 def test_float16_of_every_layout_widens_part_by_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers, "_PART", 512)
-    monkeypatch.setattr(writers, "_BLOCK", 64)
+    monkeypatch.setattr(casting, "_PART", 512)
+    monkeypatch.setattr(casting, "_BLOCK", 64)
     numbers = np.random.default_rng(0).standard_normal(6000).astype(np.float16)
     arrays = {
         "plain": numbers.reshape(60, 100),
@@ -248,7 +249,7 @@ def test_float16_of_every_layout_widens_part_by_part(tmp_path, monkeypatch):
         "none": numbers[:0].reshape(0, 7),
         "none, transposed": numbers[:0].reshape(0, 7).T,
     }
-    writers.write(str(tmp_path / "x.safetensors"), arrays, lambda _name: "float32", lambda _checksums: {})
-    found = archives.read(str(tmp_path / "x.safetensors"))
+    writing.write(str(tmp_path / "x.safetensors"), arrays, lambda _name: "float32", lambda _checksums: {})
+    found = reading.read(str(tmp_path / "x.safetensors"))
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(found[name]), array.astype(np.float32), err_msg=name, strict=True)

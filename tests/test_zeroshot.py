@@ -94,7 +94,7 @@ def test_prompts_are_not_shared():
 
 def test_ensembling_is_openais(tmp_path, run):
     checkpoint = tmp_path / "model.pt"
-    done = run("tests/ensemble.py", checkpoint, "--make")
+    done = run("tests/tools/ensemble.py", checkpoint, "--make")
     assert done.returncode == 0, done.stderr
     differences = ensemble.compare(checkpoint)
     assert differences.keys() == ENSEMBLE_BOUNDS.keys()

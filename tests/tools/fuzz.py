@@ -1,4 +1,4 @@
-"""Mutates real checkpoints and converts them: `python tests/fuzz.py [--count 100000] [--seed 0]`.
+"""Mutates real checkpoints and converts them: `python tests/tools/fuzz.py [--count 100000] [--seed 0]`.
 
 The checkpoints are small ones of make_files.py. Each is mutated at the level of bytes, of zip records, of pickle
 opcodes or of the safetensors header, and converted in a worker process with bounded memory. A mutant may be refused
@@ -26,13 +26,14 @@ import warnings
 import zipfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, os.pardir))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.insert(0, ROOT)
 warnings.simplefilter("ignore")
 
 import numpy as np
 
-from paddle_clip import CheckpointError, archives
-from paddle_clip.converter import convert
+from paddle_clip import CheckpointError, convert
+from paddle_clip.checkpoints import reading
 
 SECONDS = 10
 MEMORY = 1 << 30  # bytes of address space beyond what the worker has at its start; the files are under 10 MB
@@ -201,7 +202,7 @@ def attempt(path, output, original):
         if os.listdir(os.path.dirname(output)):
             raise AssertionError("a file was left behind") from error
     else:
-        written = archives.read(output)
+        written = reading.read(output)
         same = written.keys() == original.keys() and all(
             np.array_equal(written[name].reshape(-1).view(np.uint8), array.reshape(-1).view(np.uint8))
             and written[name].shape == array.shape
@@ -225,7 +226,7 @@ def worker(files, seed, count, folder, results):
         with open(file, "rb") as original:
             contents[file] = original.read()
         convert(file, os.path.join(folder, "original.pdparams"), "keep")
-        read = archives.read(os.path.join(folder, "original.pdparams"))
+        read = reading.read(os.path.join(folder, "original.pdparams"))
         originals[file] = {name: np.array(array) for name, array in read.items()}
         del read
     os.unlink(os.path.join(folder, "original.pdparams"))

@@ -1,4 +1,4 @@
-"""Kills conversions at random moments: `python tests/kill.py RN50.pt [--count 200]`.
+"""Kills conversions at random moments: `python tests/tools/kill.py RN50.pt [--count 200]`.
 
 Each time, the output's name must hold nothing, what it held before, or the whole result; and after the last, a
 conversion that nobody kills must succeed and leave nothing but its output. Exits 1 otherwise.
@@ -14,11 +14,11 @@ import sys
 import tempfile
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 
-from paddle_clip import archives
-from paddle_clip.converter import convert
+from paddle_clip import convert
+from paddle_clip.checkpoints.files import sha256
 
 
 def kill(source, count, seed=0, number=signal.SIGKILL):
@@ -31,7 +31,7 @@ def kill(source, count, seed=0, number=signal.SIGKILL):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         os.replace(output, whole)
-        expected = archives.sha256(whole)
+        expected = sha256(whole)
         for _ in range(count):
             before = moments.choice([None, b"what was there before"])
             if before:
@@ -45,7 +45,7 @@ def kill(source, count, seed=0, number=signal.SIGKILL):
             if os.path.exists(output):
                 os.unlink(output)
         convert(source, output)
-        assert archives.sha256(output) == expected, "the conversion after them differs"
+        assert sha256(output) == expected, "the conversion after them differs"
         assert sorted(os.listdir(folder)) == ["whole.pdparams", "x.pdparams"], os.listdir(folder)
     return outcomes
 
@@ -58,7 +58,7 @@ def _state(output, before, expected):
         with open(output, "rb") as file:
             assert file.read() == before, "an existing file changed"
         return "untouched"
-    assert archives.sha256(output) == expected, "a partial or wrong file has the final name"
+    assert sha256(output) == expected, "a partial or wrong file has the final name"
     return "complete"
 
 

@@ -1,6 +1,6 @@
 """Embeds a folder as `test_features.py` does, with checkpoints after every batch, slowly enough to be killed.
 
-python tests/embed_slowly.py FOLDER OUTPUT SECONDS_PER_IMAGE
+python tests/tools/embed_slowly.py FOLDER OUTPUT SECONDS_PER_IMAGE
 """
 
 import os
@@ -8,9 +8,10 @@ import sys
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, os.pardir), HERE]
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [ROOT, HERE]
 
-import paddle_clip  # noqa: F401  isort: skip  before paddle, see paddle_clip.ZLIB_IS_BROKEN
+import paddle_clip  # noqa: F401  isort: skip  before paddle, see extras.ZLIB_IS_BROKEN
 import paddle
 
 from paddle_clip import embed, features, image_transform, presets

@@ -8,7 +8,8 @@ import zipfile
 import torch
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, os.pardir), os.path.join(HERE, os.pardir, "convert"), HERE]
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "convert"), HERE]
 
 import numpy as np
 

@@ -1,12 +1,21 @@
 """Pickles read as data: dicts, lists, tuples and inert nodes. Nothing a pickle names is imported or called."""
 
+import contextlib
+import json
 import struct
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Optional, Union
 
-from .errors import CheckpointError
+import numpy as np
+
+from ..errors import CheckpointError
+from .files import Checkpoint
 
 MAX_OPCODES = 1_000_000  # an official checkpoint needs fewer than 100,000; bounds memory, time and nesting
-MAX_NAME = 1024  # bytes of a global's module or name
+_MAX_GLOBAL = 1024  # bytes of a global's module or name
+_MAX_DEPTH = 64  # of nested modules and dicts
+_MAX_TENSORS = 100_000
+_MAX_NAME = 1000  # characters of a tensor's name
 
 
 class Node:
@@ -14,11 +23,11 @@ class Node:
 
     __slots__ = ("args", "items", "name", "state")
 
-    def __init__(self, name, args=()):
+    def __init__(self, name: str, args: tuple[Any, ...] = ()):
         self.name = name  # "module.name"
         self.args = args
-        self.items = {}  # set by SETITEMS
-        self.state = None  # set by BUILD
+        self.items: dict[Any, Any] = {}  # set by SETITEMS
+        self.state: Any = None  # set by BUILD
 
 
 class Persistent:
@@ -26,7 +35,7 @@ class Persistent:
 
     __slots__ = ("id",)
 
-    def __init__(self, id):
+    def __init__(self, id: Any):
         self.id = id
 
 
@@ -35,7 +44,7 @@ class Parsed(NamedTuple):
 
     tree: Any  # the pickled value, with `Node` and `Persistent` for what a real unpickler would call or look up
     end: int  # where the pickle ends in the data
-    persistents: list  # every `Persistent` of the tree
+    persistents: list[Persistent]  # every `Persistent` of the tree
     comment: str  # a string that was pushed and dropped again, or ""; how a `.pdparams` of ours carries its metadata
 
 
@@ -63,12 +72,12 @@ _EMPTY = {ord("}"): dict, ord("]"): list, ord(")"): tuple}
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 
 
-def parse(data, allowed, source):
+def parse(data: Any, allowed: Callable[[str], bool], source: str) -> Parsed:
     """Reads the pickle at the start of `data`.
 
     Args:
         data: a bytes-like object. Byte strings of the result are views of it, not copies.
-        allowed: a predicate: may the pickle name this global, "module.name"?
+        allowed: whether the pickle may name a global, "module.name".
         source: what the pickle is, for messages.
 
     Returns:
@@ -89,17 +98,17 @@ def parse(data, allowed, source):
 class _Parser:
     """The stack machine of pickle, without the calls."""
 
-    def __init__(self, data, allowed, source):
+    def __init__(self, data: memoryview, allowed: Callable[[str], bool], source: str):
         self.data = data
         self.allowed = allowed
         self.source = source
         self.position = 0
-        self.stack = []
-        self.memo = {}
-        self.persistents = []
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.persistents: list[Persistent] = []
         self.comment = ""
 
-    def run(self):
+    def run(self) -> Parsed:
         for _ in range(MAX_OPCODES):
             opcode = self.take(1)[0]
             if opcode == ord("."):
@@ -107,7 +116,7 @@ class _Parser:
             self.step(opcode)
         raise CheckpointError(f"{self.source} is not a checkpoint: its pickle has more than {MAX_OPCODES:,} opcodes")
 
-    def take(self, count):
+    def take(self, count: int) -> memoryview:
         end = self.position + count
         if end > len(self.data):
             raise ValueError("it ends too early")
@@ -115,21 +124,21 @@ class _Parser:
         self.position = end
         return taken
 
-    def number(self, layout, size):
+    def number(self, layout: str, size: int) -> Any:
         return struct.unpack(layout, self.take(size))[0]
 
-    def line(self):
+    def line(self) -> str:
         start = self.position
-        end = bytes(self.data[start : start + MAX_NAME]).index(b"\n")
+        end = bytes(self.data[start : start + _MAX_GLOBAL]).index(b"\n")
         return str(self.take(end + 1)[:end], "utf-8")
 
-    def pop_to_mark(self):
+    def pop_to_mark(self) -> list[Any]:
         popped = []
         while (value := self.stack.pop()) is not _MARK:
             popped.append(value)
         return popped[::-1]
 
-    def find_global(self, module, name):
+    def find_global(self, module: str, name: str) -> _Global:
         found = _Global(f"{module}.{name}")
         if not self.allowed(found):
             raise CheckpointError(
@@ -138,7 +147,7 @@ class _Parser:
             )
         return found
 
-    def set_items(self, pairs):
+    def set_items(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         target = self.stack[-1]
         target = target.items if isinstance(target, Node) else target
         for key, value in pairs:
@@ -146,7 +155,7 @@ class _Parser:
                 raise ValueError("a dict key is neither a string nor a number")
             target[key] = value
 
-    def step(self, opcode):
+    def step(self, opcode: int) -> None:
         stack = self.stack
         if opcode in _FIXED:
             stack.append(self.number(*_FIXED[opcode]))
@@ -218,3 +227,58 @@ class _Parser:
             raise CheckpointError(
                 f"{self.source} is refused: its pickle uses opcode {opcode:#04x}, which no checkpoint needs"
             )
+
+
+# ------------------------------------------------------------------------------------------------------ trees to arrays
+
+
+def flatten(
+    path: str, tree: Any, tensor: Callable[[Node], Optional[np.ndarray]], tensors: dict[str, np.ndarray]
+) -> None:
+    """Puts the arrays of a tree of dicts, lists and nodes into `tensors`, by dotted name.
+
+    Args:
+        path: path of the file, for messages.
+        tree: the value of a pickle.
+        tensor: a function returning the array a node stands for, or None.
+        tensors: where the arrays go.
+
+    Raises:
+        CheckpointError: if the tree is too deep or too large, names an array twice, or has a damaged one.
+    """
+    visits = 0
+
+    def visit(name: str, value: Any, depth: int) -> None:
+        nonlocal visits
+        visits += 1
+        if depth > _MAX_DEPTH or visits > 10 * _MAX_TENSORS or len(tensors) > _MAX_TENSORS or len(name) > _MAX_NAME:
+            raise CheckpointError(f"{path} is not a checkpoint: its contents are nested too deeply or too many")
+        if isinstance(value, Node):
+            array = tensor(value)
+            if array is not None:
+                if name in tensors:
+                    raise CheckpointError(f"{path} is not a checkpoint: it names {name} twice")
+                tensors[name] = array
+                return
+            value = value.state if isinstance(value.state, dict) and not value.items else value.items
+        if isinstance(value, (list, tuple)):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            for key, child in value.items():
+                if isinstance(child, (Node, dict, list, tuple)):
+                    key = str(key)[: _MAX_NAME + 1]  # a longer one is refused there
+                    visit(f"{name}.{key}" if name else key, child, depth + 1)
+
+    try:
+        visit("", tree, 0)
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def add_metadata(checkpoint: Checkpoint, text: Union[str, bytes]) -> None:
+    """Adds the JSON object in a text to a checkpoint's metadata; any other text is not ours and is left alone."""
+    with contextlib.suppress(ValueError, RecursionError):
+        metadata = json.loads(text)
+        checkpoint.metadata.update(metadata if isinstance(metadata, dict) else {})

@@ -1,4 +1,4 @@
-"""Prompt ensembling against OpenAI's recipe: `python tests/ensemble.py ViT-B-32.pt`.
+"""Prompt ensembling against OpenAI's recipe: `python tests/tools/ensemble.py ViT-B-32.pt`.
 
 Builds a zero-shot classifier of a checkpoint twice, in two processes: with `zero_shot_classifier`, and in PyTorch, with
 OpenAI's model and tokenizer, class by class and at full length, as their notebook Prompt_Engineering_for_ImageNet does.
@@ -13,7 +13,8 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, os.pardir), os.path.join(HERE, os.pardir, "convert"), HERE]
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "convert"), HERE]
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def recipe(checkpoint, output, classes):
 
     import reference
 
-    with open(os.path.join(HERE, os.pardir, "paddle_clip", "data", "prompts.json"), encoding="utf-8") as file:
+    with open(os.path.join(ROOT, "paddle_clip", "data", "prompts.json"), encoding="utf-8") as file:
         templates = json.load(file)["ImageNet"]["templates"]
     tokenizer = reference.openai("simple_tokenizer").SimpleTokenizer()
     start, end = tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]

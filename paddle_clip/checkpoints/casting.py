@@ -1,0 +1,146 @@
+"""The dtypes of checkpoints, and arrays from one to another.
+
+numpy lacks bfloat16: it is held as uint16, which is Paddle's convention.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..errors import CheckpointError
+
+BFLOAT16 = np.dtype("<u2")
+TORCH_DTYPES: dict[str, np.dtype] = {
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.BFloat16Storage": BFLOAT16,
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.ShortStorage": np.dtype("<i2"),
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.ByteStorage": np.dtype("u1"),
+    "torch.BoolStorage": np.dtype("?"),
+}
+SAFETENSORS_DTYPES: dict[str, np.dtype] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "BF16": BFLOAT16,
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+_PART = 1 << 20  # numbers written at once
+_BLOCK = 1 << 17  # numbers widened at once: they stay in the cache
+_STRIP = 16  # numbers of a row transposed at once: a cache line of the result
+_HALF_SCALE = np.float32(2.0**112)
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """The name of a dtype, where uint16 stands for bfloat16."""
+    return "bfloat16" if dtype == BFLOAT16 else dtype.name
+
+
+def result_dtype(dtype: np.dtype, target: str) -> np.dtype:
+    """The dtype of what `cast` makes of an array."""
+    if target == "keep":
+        return dtype
+    return BFLOAT16 if target == "bfloat16" else np.dtype(target)
+
+
+def cast(array: np.ndarray, dtype: str, name: str = "an array") -> np.ndarray:
+    """A copy or view of a floating-point array in another dtype, rounded to nearest even.
+
+    float64 goes to bfloat16 by way of float32.
+
+    Args:
+        array: float16, float32, float64, or uint16 standing for bfloat16.
+        dtype: "float32", "float64", "float16", "bfloat16" (the result is uint16), or "keep".
+        name: name of the array, for messages.
+
+    Raises:
+        CheckpointError: if a finite number is too large for the dtype.
+    """
+    if dtype == "keep" or dtype == dtype_name(array.dtype):
+        return array
+    if array.dtype == BFLOAT16:
+        array = np.asarray(array.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):
+        result = array.astype(np.float32 if dtype == "bfloat16" else dtype, order="C")
+        if dtype == "bfloat16":
+            result = _to_bfloat16(result)
+    if result.itemsize < array.itemsize:
+        exponent = np.uint16(0x7F80)  # all ones: an infinity or no number
+        finite = (result & exponent) != exponent if dtype == "bfloat16" else np.isfinite(result)
+        if not np.array_equal(np.isfinite(array), finite):
+            raise CheckpointError(
+                f"{name} has numbers too large for {dtype}; convert with dtype='float32' or dtype='keep'"
+            )
+    return result
+
+
+def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """float32 -> the upper halves of its bits, rounded to nearest even."""
+    bits = array.view(np.uint32)
+    rounded = np.where(np.isnan(array), bits | 0x400000, bits + 0x7FFF + (bits >> 16 & 1))  # a NaN stays one
+    return np.asarray(rounded >> 16).astype(BFLOAT16)
+
+
+class Widener:
+    """float16 -> float32, part by part: numpy's own cast is the slowest step of a conversion.
+
+    The bits of a float16, moved to a float32's places, are its value over 2^112; only infinities and NaNs need more.
+    The memory is used again and again: new pages would cost more than the cast.
+    """
+
+    def __init__(self) -> None:
+        self._part = np.empty(_PART, np.float32)
+        self._block = np.empty(_BLOCK, np.float32)
+        # Computed in this thread, as another library may have told the processor to flush them.
+        self._subnormals_are_zero = np.array(1 << 13, np.int32).view(np.float32) * _HALF_SCALE == 0
+
+    def parts(self, array: np.ndarray) -> Iterator[np.ndarray]:
+        """The array's rows in order, in contiguous parts; each is overwritten when the next is asked for."""
+        if array.flags.c_contiguous:
+            array = array.reshape(-1)
+        rows = max(1, _PART // max(1, math.prod(array.shape[1:])))
+        for start in range(0, len(array), rows):
+            some = array[start : start + rows]
+            if some.size > self._part.size:
+                self._part = np.empty(some.size, np.float32)
+            part = self._part[: some.size].reshape(some.shape)
+            if some.ndim == 1 and not self._subnormals_are_zero:
+                for at in range(0, some.size, _BLOCK):
+                    self._widen(part[at : at + _BLOCK], some[at : at + _BLOCK])
+            elif self._is_transposed(some) and not self._subnormals_are_zero:
+                self._transpose(part, some.T)
+            else:
+                np.copyto(part, some)
+            yield part
+
+    def _is_transposed(self, array: np.ndarray) -> bool:
+        return array.ndim == 2 and array.strides[0] == array.itemsize and len(array) <= self._block.size
+
+    def _transpose(self, part: np.ndarray, array: np.ndarray) -> None:
+        height = self._block.size // array.shape[1]
+        for start in range(0, len(array), height):
+            rows = array[start : start + height]
+            block = self._block[: rows.size].reshape(rows.shape)
+            self._widen(block, rows)
+            for at in range(0, len(rows), _STRIP):
+                strip = block[at : at + _STRIP].T
+                np.copyto(part[:, start + at : start + at + strip.shape[1]], strip)
+
+    @staticmethod
+    def _widen(result: np.ndarray, halves: np.ndarray) -> None:
+        bits = result.view(np.int32)
+        np.copyto(bits, halves.view(np.int16))  # extends the sign
+        bits <<= 13
+        bits &= np.int32(-0x70002000)  # 0x8FFFE000: sign, exponent, mantissa
+        result *= _HALF_SCALE
+        if result.max() >= 65536 or result.min() <= -65536:  # float16's highest exponent
+            bits[np.abs(result) >= 65536] |= 0x7F800000

@@ -1,0 +1,261 @@
+"""Files as bytes: mapped for reading, checked, locked, and replaced in one step."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import mmap
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Optional, Union
+
+import numpy as np
+
+from ..errors import CheckpointError
+
+try:
+    from isal.isal_zlib import crc32  # eight times as fast as zlib's
+except ImportError:  # it is not built for this processor
+    from zlib import crc32
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "Checkpoint",
+    "MappedFile",
+    "StrPath",
+    "crc32",
+    "crc32_of_array",
+    "crc32_of_file",
+    "lock",
+    "read_json",
+    "release_pages",
+    "replacing",
+    "require_place",
+    "sha256",
+    "write_at",
+]
+
+StrPath = Union[str, "os.PathLike[str]"]
+
+TORCHSCRIPT = "TorchScript archive"  # the kind of file OpenAI publishes
+DOWNLOAD_AGAIN = "If it was downloaded, download it again"
+MAX_DIRECTORY = 1 << 24  # bytes of a zip's directory, a safetensors header, a JSON file
+_READ_AT_ONCE = 1 << 24  # bytes
+# Bytes given to the system at once. For more, Linux looks for pages of 2 MB and up, which are rarely at hand: some ten
+# times slower, where the host of a virtual machine has to find them.
+_WRITTEN_AT_ONCE = 1 << 19
+_seeking = threading.Lock()
+
+
+class Checkpoint(dict[str, np.ndarray]):
+    """{dotted name: read-only array} of a file; the arrays are views of the mapped file.
+
+    Attributes:
+        kind: what the file is, in words.
+        metadata: {string: value} that the file says of itself.
+        maps: the mapped files its arrays are views of, the file that was named first.
+    """
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.metadata: dict[str, Any] = {}
+        self.maps: list[MappedFile] = []
+
+    def neighbour(self, name: str) -> Optional[dict[str, Any]]:
+        """The content of the JSON file of this name beside the checkpoint, or None if there is none.
+
+        Raises:
+            CheckpointError: if it is not a JSON object.
+        """
+        if not self.maps:
+            return None
+        path = os.path.join(os.path.dirname(self.maps[0].path), name)
+        try:
+            return read_json(path)
+        except FileNotFoundError:
+            return None
+
+    def release(self) -> None:
+        """Takes the pages read so far out of this process's memory; they are read again when they are used."""
+        for mapped in self.maps:
+            mapped.release()
+
+
+class MappedFile:
+    """A regular, non-empty file mapped for reading; `data` is a memoryview of it."""
+
+    def __init__(self, path: StrPath):
+        self.path = os.fspath(path)
+        with _open(self.path) as file:
+            self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.data = memoryview(self._mmap)
+
+    def release(self) -> None:
+        """Takes the pages read so far out of this process's memory."""
+        release_pages(self._mmap)
+
+
+def release_pages(mapped: mmap.mmap) -> None:
+    """Takes the pages of a mapped file out of this process's memory, where the system can; reading brings them back."""
+    if hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _open(path: str) -> BinaryIO:
+    """Opens a file for reading, unless it is empty or no regular file: a pipe would wait, a device may have no end."""
+    info = os.stat(path)
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(info.st_mode):
+        raise CheckpointError(f"{path} is not a regular file")
+    if info.st_size == 0:
+        raise CheckpointError(f"{path} is empty. {DOWNLOAD_AGAIN}")
+    return open(path, "rb")
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: if the file cannot be read or holds anything else.
+        FileNotFoundError: if there is no such file.
+    """
+    try:
+        with _open(path) as file:
+            content = json.loads(file.read(MAX_DIRECTORY))
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} cannot be used: it is not a JSON object")
+    return content
+
+
+# ----------------------------------------------------------------------------------------------------------- checksums
+
+
+def sha256(path: StrPath) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest, mapped = hashlib.sha256(), MappedFile(path)
+    for start in range(0, len(mapped.data), _READ_AT_ONCE):
+        digest.update(mapped.data[start : start + _READ_AT_ONCE])
+        mapped.release()
+    return digest.hexdigest()
+
+
+def crc32_of_file(path: StrPath) -> int:
+    """The CRC-32 of a file's bytes."""
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(_READ_AT_ONCE):
+            value = crc32(block, value)
+    return value
+
+
+def crc32_of_array(array: np.ndarray) -> int:
+    """The CRC-32 of an array's numbers in C order."""
+    return crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def require_place(path: StrPath) -> None:
+    """Raises FileNotFoundError if there is no folder for a file, ValueError if something else has its name."""
+    path = os.fspath(path)
+    _require_folder(path)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} exists and is not a file; choose another output")
+
+
+def _require_folder(path: str) -> None:
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise FileNotFoundError(f"the folder of the output {path!r} does not exist")
+
+
+def write_at(file: BinaryIO, content: Any, offset: int) -> None:
+    """Writes bytes at a place of a file past its buffer; several threads may do so at once."""
+    view = memoryview(content)
+    while len(view):
+        count = _write_some(file, view[:_WRITTEN_AT_ONCE], offset)
+        view, offset = view[count:], offset + count
+
+
+def _write_some(file: BinaryIO, view: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(file.fileno(), view, offset)
+    with _seeking:  # Windows, where a file has one position for all threads
+        file.seek(offset)
+        count = file.write(view)
+        file.flush()
+        return count
+
+
+def lock(file: BinaryIO, path: str, temporary: str) -> None:
+    """Makes a file this process's own until it is closed, where the system has `flock`.
+
+    Args:
+        file: open file.
+        path: the output it is for, for messages.
+        temporary: the path it was opened by.
+
+    Raises:
+        CheckpointError: if another process has locked it, or replaced it between its opening and now.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CheckpointError(f"another process is writing {path}; wait for it, or choose another output") from None
+    if not os.path.exists(temporary) or not os.path.samestat(os.fstat(file.fileno()), os.stat(temporary)):
+        raise CheckpointError(f"another process has just written {path}; run it again if that was not meant")
+
+
+@contextlib.contextmanager
+def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, str]]:
+    """A new file beside `path` that takes its name when the block ends well, and is deleted when it does not.
+
+    The new file has one name, so that what a killed process left is used up by the next, and a lock, so that two
+    processes do not write it at once. An existing file is untouched until it is replaced as a whole.
+
+    Args:
+        path: the file to make or replace.
+        extension: ending of the new file's name, for libraries that choose a format by it.
+
+    Yields:
+        The new file, empty and open for reading and writing, and its path.
+
+    Raises:
+        CheckpointError: if `path` is something other than a regular file, or another process is writing it.
+        FileNotFoundError: if there is no folder for the file.
+    """
+    path = os.fspath(path)
+    _require_folder(path)
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise CheckpointError(f"{path} exists and is not a regular file; choose another output")
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name}.partial{extension}")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(temporary, flags, 0o666), "r+b") as file:
+        lock(file, path, temporary)
+        try:
+            file.truncate()
+            yield file, temporary
+            file.flush()
+            if fcntl is None:  # Windows renames no open file
+                file.close()
+            os.replace(temporary, path)
+        except BaseException:
+            if fcntl is None:
+                file.close()
+            os.unlink(temporary)
+            raise

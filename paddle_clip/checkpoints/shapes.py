@@ -1,0 +1,149 @@
+"""The sizes of a CLIP model <-> the shapes of its tensors, under our names and in our layouts."""
+
+import re
+from typing import Any
+
+from ..config import CLIPConfig
+from ..errors import CheckpointError
+
+Shapes = dict[str, tuple[int, ...]]  # {our name: shape}
+
+HINT = "Expected weights of OpenAI's CLIP, in OpenAI's or paddle_clip's names; `paddle-clip models` lists the models"
+
+
+def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPConfig:
+    """The sizes of the model that tensors of these shapes make up (OpenAI's `build_model`).
+
+    Args:
+        shapes: {our name: shape}.
+        source: where they are from, for messages.
+
+    Raises:
+        CheckpointError: if a tensor that tells a size is missing or has the wrong number of dimensions.
+    """
+
+    def size(name: str, axis: int, ndim: int) -> int:
+        if len(shapes.get(name, ())) != ndim:
+            found = f"has the shape {list(shapes[name])}" if name in shapes else "is missing"
+            some = ", ".join(sorted(shapes)[:3])
+            raise CheckpointError(
+                f"{source} is not a CLIP model: {name} {found}, among {len(shapes)} tensors such as {some}. {HINT}"
+            )
+        return shapes[name][axis]
+
+    def blocks(prefix: str) -> int:
+        pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
+        return max((int(match[1]) + 1 for match in map(pattern.match, shapes) if match), default=0)
+
+    text_width = size("ln_final.weight", 0, 1)
+    sizes: dict[str, Any] = {
+        "embed_dim": size("text_projection", 1, 2),
+        "context_length": size("positional_embedding", 0, 2),
+        "vocab_size": size("token_embedding.weight", 0, 2),
+        "transformer_width": text_width,
+        "transformer_heads": text_width // 64,
+        "transformer_layers": blocks("transformer.resblocks"),
+    }
+    if "visual.proj" in shapes:
+        patch = size("visual.conv1.weight", 3, 4)
+        grid = round((size("visual.positional_embedding", 0, 2) - 1) ** 0.5)
+        return CLIPConfig(
+            image_resolution=patch * grid,
+            vision_layers=blocks("visual.transformer.resblocks"),
+            vision_width=size("visual.conv1.weight", 0, 4),
+            vision_patch_size=patch,
+            **sizes,
+        )
+    grid = round((size("visual.attnpool.positional_embedding", 0, 2) - 1) ** 0.5)
+    stages = [blocks(f"visual.layer{stage}") for stage in (1, 2, 3, 4)]
+    return CLIPConfig(
+        image_resolution=grid * 32,
+        vision_layers=(stages[0], stages[1], stages[2], stages[3]),
+        vision_width=size("visual.layer1.0.conv1.weight", 0, 4),
+        vision_patch_size=None,
+        **sizes,
+    )
+
+
+def parameter_shapes(config: CLIPConfig) -> Shapes:
+    """{our name: shape} of every tensor in the state dict of a model of these sizes, without building it."""
+    shapes = _resnet(config) if config.vision_patch_size is None else _vision_transformer(config)
+    shapes.update(_transformer("transformer", config.transformer_width, config.transformer_layers))
+    shapes["token_embedding.weight"] = (config.vocab_size, config.transformer_width)
+    shapes["positional_embedding"] = (config.context_length, config.transformer_width)
+    shapes.update(_norm("ln_final", config.transformer_width))
+    shapes["text_projection"] = (config.transformer_width, config.embed_dim)
+    shapes["logit_scale"] = ()
+    return shapes
+
+
+def _linear(name: str, in_features: int, out_features: int) -> Shapes:
+    return {f"{name}.weight": (in_features, out_features), f"{name}.bias": (out_features,)}
+
+
+def _conv(name: str, in_channels: int, out_channels: int, kernel: int) -> Shapes:
+    return {f"{name}.weight": (out_channels, in_channels, kernel, kernel)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.{part}": (width,) for part in ("weight", "bias")}
+
+
+def _batch_norm(name: str, width: int) -> Shapes:
+    return {f"{name}.{part}": (width,) for part in ("weight", "bias", "_mean", "_variance")}
+
+
+def _transformer(prefix: str, width: int, layers: int) -> Shapes:
+    shapes: Shapes = {}
+    for block in (f"{prefix}.resblocks.{index}" for index in range(layers)):
+        shapes.update(_linear(f"{block}.attn.in_proj", width, 3 * width))
+        shapes.update(_linear(f"{block}.attn.out_proj", width, width))
+        shapes.update(_norm(f"{block}.ln_1", width))
+        shapes.update(_linear(f"{block}.mlp.c_fc", width, 4 * width))
+        shapes.update(_linear(f"{block}.mlp.c_proj", 4 * width, width))
+        shapes.update(_norm(f"{block}.ln_2", width))
+    return shapes
+
+
+def _vision_transformer(config: CLIPConfig) -> Shapes:
+    width, patch = config.vision_width, config.vision_patch_size
+    assert isinstance(config.vision_layers, int) and patch is not None
+    shapes = _conv("visual.conv1", 3, width, patch)
+    shapes["visual.class_embedding"] = (width,)
+    shapes["visual.positional_embedding"] = ((config.image_resolution // patch) ** 2 + 1, width)
+    shapes.update(_norm("visual.ln_pre", width))
+    shapes.update(_transformer("visual.transformer", width, config.vision_layers))
+    shapes.update(_norm("visual.ln_post", width))
+    shapes["visual.proj"] = (width, config.embed_dim)
+    return shapes
+
+
+def _resnet(config: CLIPConfig) -> Shapes:
+    width = config.vision_width
+    assert isinstance(config.vision_layers, tuple)
+    shapes: Shapes = {}
+
+    def conv_norm(prefix: str, number: int, in_channels: int, out_channels: int, kernel: int) -> None:
+        shapes.update(_conv(f"{prefix}.conv{number}", in_channels, out_channels, kernel))
+        shapes.update(_batch_norm(f"{prefix}.bn{number}", out_channels))
+
+    conv_norm("visual", 1, 3, width // 2, 3)
+    conv_norm("visual", 2, width // 2, width // 2, 3)
+    conv_norm("visual", 3, width // 2, width, 3)
+    inplanes = width
+    for stage, blocks in enumerate(config.vision_layers):
+        planes = width * 2**stage
+        for index in range(blocks):
+            block = f"visual.layer{stage + 1}.{index}"
+            conv_norm(block, 1, inplanes, planes, 1)
+            conv_norm(block, 2, planes, planes, 3)
+            conv_norm(block, 3, planes, 4 * planes, 1)
+            if index == 0:
+                shapes.update(_conv(f"{block}.downsample.0", inplanes, 4 * planes, 1))
+                shapes.update(_batch_norm(f"{block}.downsample.1", 4 * planes))
+            inplanes = 4 * planes
+    shapes["visual.attnpool.positional_embedding"] = ((config.image_resolution // 32) ** 2 + 1, inplanes)
+    for letter in "kqv":
+        shapes.update(_linear(f"visual.attnpool.{letter}_proj", inplanes, inplanes))
+    shapes.update(_linear("visual.attnpool.c_proj", inplanes, config.embed_dim))
+    return shapes

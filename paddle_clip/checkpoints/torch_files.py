@@ -1,0 +1,198 @@
+"""PyTorch's files -> arrays: TorchScript archives and `torch.save`, as a zip or in the format before PyTorch 1.6."""
+
+import io
+import math
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Optional
+
+import numpy as np
+
+from ..errors import CheckpointError
+from . import pickles
+from .casting import TORCH_DTYPES
+from .files import DOWNLOAD_AGAIN, MAX_DIRECTORY, TORCHSCRIPT, Checkpoint, MappedFile, crc32
+
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of PyTorch's magic number
+
+_GLOBALS = {
+    *TORCH_DTYPES,
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch.jit._pickle.build_intlist",
+    "torch.jit._pickle.build_boollist",
+    "torch.jit._pickle.build_doublelist",
+    "torch.jit._pickle.build_tensorlist",
+    "torch.jit._pickle.restore_type_tag",
+}
+_RELEASE_OVER = 1 << 20  # bytes checked
+
+
+def read_zip(mapped: MappedFile) -> Checkpoint:
+    """Reads a TorchScript archive or a `torch.save` file.
+
+    Raises:
+        CheckpointError: if it is neither, is damaged, or asks for anything but tensors.
+    """
+    path, entries = mapped.path, _zip_entries(mapped)
+    pickled = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickled) != 1:
+        raise CheckpointError(f"{path} is a zip but not a PyTorch checkpoint: expected one <root>/data.pkl")
+    root = pickled[0][: -len("data.pkl")]
+    if root + "byteorder" in entries and bytes(entries[root + "byteorder"]()) != b"little":
+        raise CheckpointError(f"{path} was saved on a big-endian machine; re-save it on a little-endian one")
+
+    parsed = pickles.parse(entries[pickled[0]](), _is_allowed, path)
+    keys = {node.id[2] for node in parsed.persistents if isinstance(node.id, tuple) and len(node.id) > 2}
+    names = {key: f"{root}data/{key}" for key in keys}
+    missing = sorted(str(key) for key, name in names.items() if name not in entries)
+    if missing:
+        raise CheckpointError(f"{path} is damaged: the data of storage {', '.join(missing)} is missing")
+    with ThreadPoolExecutor(2) as pool:
+        storages = dict(zip(names, pool.map(lambda name: entries[name](), names.values())))
+    checkpoint = Checkpoint(TORCHSCRIPT if root + "constants.pkl" in entries else "PyTorch state dict")
+    pickles.flatten(path, parsed.tree, _tensor_maker(path, storages), checkpoint)
+    if root + "paddle_clip.json" in entries:
+        pickles.add_metadata(checkpoint, bytes(entries[root + "paddle_clip.json"]()))
+    return checkpoint
+
+
+def read_legacy(mapped: MappedFile) -> Checkpoint:
+    """Reads the format before PyTorch 1.6.
+
+    It is five pickles, of which the fourth is the object and the fifth the keys of its storages, whose bytes follow.
+
+    Raises:
+        CheckpointError: if the file is damaged, or asks for anything but tensors.
+    """
+    path, data, position = mapped.path, mapped.data, 0
+    pickled = []
+    for _ in range(5):
+        pickled.append(pickles.parse(data[position:], _is_allowed, path))
+        position += pickled[-1].end
+    _magic, _protocol, system, content, keys = pickled
+    try:
+        if system.tree["little_endian"] is not True:
+            raise CheckpointError(f"{path} was saved on a big-endian machine; re-save it on a little-endian one")
+        sizes = {node.id[2]: TORCH_DTYPES[node.id[1]].itemsize for node in content.persistents}
+        storages = {}
+        for key in keys.tree:
+            (count,) = struct.unpack("<q", data[position : position + 8])
+            end = position + 8 + count * sizes[key]
+            if count < 0 or end > len(data):
+                raise ValueError("a storage reaches beyond the file")
+            storages[key] = data[position + 8 : end]
+            position = end
+    except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or truncated ({error}). {DOWNLOAD_AGAIN}") from None
+    checkpoint = Checkpoint("PyTorch state dict in the format before PyTorch 1.6")
+    pickles.flatten(path, content.tree, _tensor_maker(path, storages), checkpoint)
+    return checkpoint
+
+
+def _is_allowed(name: str) -> bool:
+    return name in _GLOBALS or name.startswith("__torch__.")
+
+
+def _tensor_maker(path: str, storages: dict[Any, memoryview]) -> Callable[[pickles.Node], Optional[np.ndarray]]:
+    """A function making the array of a node that stands for a tensor, or None of any other.
+
+    Args:
+        path: path of the file, for messages.
+        storages: {key: bytes}.
+    """
+
+    def storage(node: Any) -> np.ndarray:
+        if not isinstance(node, pickles.Persistent) or len(node.id) < 5 or node.id[0] != "storage":
+            raise CheckpointError(f"{path} is damaged: a tensor refers to something that is not a storage")
+        _, kind, key, _location, count = node.id[:5]
+        dtype = TORCH_DTYPES[kind]
+        if len(storages[key]) != count * dtype.itemsize:
+            raise CheckpointError(
+                f"{path} is damaged: storage {key} has {len(storages[key]):,} bytes, expected {count} x {dtype}"
+            )
+        return np.frombuffer(storages[key], dtype)
+
+    def tensor(node: pickles.Node) -> Optional[np.ndarray]:
+        if node.name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
+            return tensor(node.args[0])
+        if node.name == "torch._utils._rebuild_tensor_v2":
+            return _strided(storage(node.args[0]), *node.args[1:4])
+        return None
+
+    return tensor
+
+
+def _strided(storage: np.ndarray, offset: int, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
+    """The tensor torch describes by storage, offset, shape and strides (in elements), as a view."""
+    if len(shape) != len(strides) or len(shape) > 32 or min((offset, *shape, *strides)) < 0:
+        raise ValueError("a tensor has impossible strides")
+    count = math.prod(shape)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
+    if count and (last >= storage.size or count > storage.size):
+        raise ValueError("a tensor reaches beyond its storage")
+    if not count:
+        return np.empty(shape, storage.dtype)
+    byte_strides = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, byte_strides, writeable=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- zip entries
+
+
+class _BoundedFile(io.FileIO):
+    """A file that refuses to be read in large pieces, as zipfile reads the directory whatever size it claims."""
+
+    def read(self, size: Optional[int] = -1) -> bytes:
+        if size is not None and size > MAX_DIRECTORY:
+            raise ValueError(f"its directory claims {size:,} bytes")
+        return super().read(size)
+
+
+def _zip_entries(mapped: MappedFile) -> dict[str, Callable[[], memoryview]]:
+    """{entry name: function returning its checked bytes} of a zip whose entries are stored, in bounds and apart."""
+    path, data = mapped.path, mapped.data
+    try:
+        with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+            directory = archive.start_dir
+    except Exception as error:  # zipfile raises many kinds on damaged input
+        raise CheckpointError(f"{path} is a damaged or truncated zip ({error}). {DOWNLOAD_AGAIN}") from None
+
+    entries: dict[str, Callable[[], memoryview]] = {}
+    end_of_last = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        name, header = info.filename, data[info.header_offset : info.header_offset + 30]
+        if len(header) < 30 or header[:4] != ZIP_MAGIC:
+            raise CheckpointError(f"{path} is damaged: no header where entry {name} should start")
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        end = start + info.compress_size
+        if name in entries or info.header_offset < end_of_last or end > directory:
+            raise CheckpointError(f"{path} is damaged: entry {name} is doubled, overlaps another or is out of bounds")
+        entries[name] = _content(mapped, info, data[start:end])
+        end_of_last = end
+    return entries
+
+
+def _content(mapped: MappedFile, info: zipfile.ZipInfo, content: memoryview) -> Callable[[], memoryview]:
+    """A function returning the bytes of a zip entry, once they are known to be stored and undamaged."""
+    path = mapped.path
+
+    def checked() -> memoryview:
+        # PyTorch deflates the code of a TorchScript archive, which is never read, and nothing else.
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+            raise CheckpointError(f"{path}: entry {info.filename} is compressed; re-save the file with torch.save")
+        if crc32(content) != info.CRC:
+            raise CheckpointError(f"{path} is damaged: entry {info.filename} fails its checksum. {DOWNLOAD_AGAIN}")
+        if len(content) > _RELEASE_OVER:
+            mapped.release()
+        return content
+
+    return checked

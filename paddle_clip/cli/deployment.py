@@ -1,0 +1,105 @@
+"""`paddle-clip export` and `bench`."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .shared import add_command, add_json, add_model, load_model, print_json
+
+if TYPE_CHECKING:
+    from .shared import Commands
+
+
+def add_export(commands: "Commands") -> None:
+    """Adds the command `export`."""
+    parser = add_command(
+        commands,
+        export,
+        "write a model for deployment without its Python code",
+        ["vit-b-32/", "mine/ --model mine.pdparams --openvino"],
+    )
+    parser.add_argument("output", metavar="DIRECTORY", help="folder to write")
+    parser.add_argument("--onnx", action="store_true", help="write ONNX files too, for ONNX Runtime and TensorRT")
+    parser.add_argument("--openvino", action="store_true", help="write OpenVINO's files too, which are faster on a CPU")
+    add_model(parser)
+    add_json(parser)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Writes the folder of an export."""
+    from .. import deploy
+
+    deploy.require_export(arguments.output, arguments.dtype, arguments.onnx, arguments.openvino)
+    model, _ = load_model(arguments)
+    deploy.export(model, arguments.output, onnx=arguments.onnx, openvino=arguments.openvino)
+    if arguments.json:
+        print_json({"output": arguments.output})
+    else:
+        print(f"{arguments.output}: load it with paddle_clip.Predictor({arguments.output!r})")
+
+
+def add_bench(commands: "Commands") -> None:
+    """Adds the command `bench`."""
+    parser = add_command(
+        commands,
+        bench,
+        "time both encoders, on texts of 7 tokens, as they are and compiled",
+        ["", "--model tiny --batch-size 1 32 --threads 2"],
+    )
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[1, 8], metavar="N", help="batch sizes to time (default: 1 8)"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=10, metavar="N", help="runs, of which the median counts (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the compiled model (default: all cores)")
+    add_model(parser)
+    add_json(parser)
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Prints how long the encoders take."""
+    if arguments.repeat < 1 or min(arguments.batch_size) < 1:
+        raise ValueError("--repeat and --batch-size must be at least 1")
+    model, _ = load_model(arguments)
+
+    import paddle
+
+    from ..deploy import compile
+    from ..tokenizer import tokenize
+
+    compiled = compile(model, threads=arguments.threads)
+    rows = []
+    for size in arguments.batch_size:
+        side = model.config.image_resolution
+        texts = tokenize(["a photo of a dog."] * size, model.context_length)
+        inputs = {"image": paddle.rand([size, 3, side, side]), "text": texts}
+        for tower, batch in inputs.items():
+            eager, fast = (
+                _median(getattr(form, f"encode_{tower}"), batch, arguments.repeat) for form in (model, compiled)
+            )
+            rows.append({"encoder": tower, "batch": size, "eager_ms": eager, "compiled_ms": fast})
+    if arguments.json:
+        print_json(rows)
+        return
+    print(f"{'encoder':<8}{'batch':>6}{'eager ms':>12}{'compiled ms':>13}{'speed-up':>10}")
+    for row in rows:
+        ratio = row["eager_ms"] / row["compiled_ms"]
+        print(f"{row['encoder']:<8}{row['batch']:>6}{row['eager_ms']:>12.2f}{row['compiled_ms']:>13.2f}{ratio:>10.2f}")
+
+
+def _median(encode: Callable[[Any], Any], batch: Any, repeat: int) -> float:
+    """Milliseconds of one call, the result on its way to the user; the first two calls do not count."""
+    import statistics
+    import time
+
+    import numpy as np
+    import paddle
+
+    seconds = []
+    with paddle.no_grad():
+        for _ in range(repeat + 2):
+            start = time.perf_counter()
+            np.asarray(encode(batch))
+            seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[2:])

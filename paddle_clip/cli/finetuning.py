@@ -1,0 +1,120 @@
+"""`paddle-clip finetune`."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from ..defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, TEMPLATE, WARMUP, WEIGHT_DECAY
+from .shared import Parser, add_command, add_json, add_model, add_workers, load_model
+
+if TYPE_CHECKING:
+    from ..training import Step
+    from .shared import Commands
+
+# Options that `training.finetune` takes under the same names.
+SETTINGS = (
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "learning_rate",
+    "warmup",
+    "weight_decay",
+    "clip_norm",
+    "freeze",
+    "amp",
+    "seed",
+    "save_every",
+    "resume",
+    "logdir",
+    "workers",
+)
+
+
+def add_finetune(commands: "Commands") -> None:
+    """Adds the command `finetune`."""
+    parser = add_command(
+        commands,
+        finetune,
+        "train a model further on images and captions",
+        [
+            "captions.csv -o mine.pdparams --epochs 5",
+            "flowers/ --template 'a photo of a {}, a type of flower.' -o flowers.pdparams",
+            "captions.csv -o mine.pdparams --epochs 5 --resume",
+        ],
+        after_interruption="; run it again with --resume to go on from the last checkpoint",
+    )
+    parser.add_argument(
+        "pairs",
+        metavar="PAIRS",
+        help="a CSV file with the columns image and caption; or a folder of images, each with a .txt of its name; or a "
+        "folder with one folder of images per class",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file for the trained weights")
+    parser.add_argument("--template", default=TEMPLATE, help="caption of a class (default: %(default)s)")
+    _add_settings(parser)
+    add_workers(parser)
+    add_model(parser, dtype=False)
+    add_json(parser, "print one line of JSON per step")
+
+
+def _add_settings(parser: Parser) -> None:
+    def add(name: str, kind: type, metavar: str, help: str, default: object = None) -> None:
+        shown = f"{help} (default: %(default)s)" if default is not None else help
+        parser.add_argument(name, type=kind, metavar=metavar, default=default, help=shown)
+
+    add("--epochs", int, "N", "passes over the pairs", EPOCHS)
+    add("--batch-size", int, "N", "pairs at once", BATCH_SIZE)
+    add("--accumulate", int, "N", "batches that make one step together", ACCUMULATE)
+    add("--learning-rate", float, "X", "highest learning rate", LEARNING_RATE)
+    add("--warmup", float, "X", "part of all steps over which the learning rate rises", WARMUP)
+    add("--weight-decay", float, "X", "weight decay of matrices", WEIGHT_DECAY)
+    add("--clip-norm", float, "X", "largest norm of the gradients (default: no limit)")
+    parser.add_argument("--freeze", choices=("image", "text"), help="the tower that is not trained")
+    parser.add_argument("--amp", choices=("float16", "bfloat16"), help="mixed precision, on a GPU")
+    add("--seed", int, "N", "number that tells the order of the pairs", SEED)
+    add("--save-every", int, "N", "steps between checkpoints (default: an epoch)")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="go on from the checkpoint, if there is one (default: --no-resume)",
+    )
+    parser.add_argument("--logdir", metavar="FOLDER", help="folder for VisualDL's log; needs visualdl")
+
+
+def finetune(arguments: argparse.Namespace) -> None:
+    """Trains a model and prints the loss."""
+    from ..checkpoints.files import require_place
+    from ..pairs import read_pairs
+
+    pairs = read_pairs(arguments.pairs, arguments.template)
+    require_place(arguments.output)
+    model, preprocess = load_model(arguments)
+
+    from tqdm import tqdm
+
+    from .. import training
+
+    steps: list[Step] = []
+
+    def on_step(step: "Step") -> None:
+        steps.append(step)
+        bar.total, bar.initial = step.steps, steps[0].step - 1
+        bar.set_postfix(loss=f"{step.loss:.3f}", refresh=False)
+        bar.update(step.step - bar.n)
+        if arguments.json:
+            print(json.dumps(step._asdict()), flush=True)
+        elif len(steps) > 1 and step.epoch > steps[-2].epoch:
+            print_loss(steps[-2])
+
+    def print_loss(step: "Step") -> None:
+        with bar.external_write_mode():
+            print(f"epoch {step.epoch}, step {step.step} of {step.steps}: loss {step.loss:.4f}", flush=True)
+
+    settings = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
+    with tqdm(unit="step", disable=None) as bar:
+        training.finetune(model, pairs, arguments.output, preprocess=preprocess, on_step=on_step, **settings)
+        if steps and not arguments.json:
+            print_loss(steps[-1])
+    if not arguments.json:
+        print(f"{arguments.output}: trained on {len(pairs):,} pairs")

@@ -1,0 +1,206 @@
+"""What commands share: options, models and images by name, output."""
+
+import argparse
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+from ..config import ACTIVATIONS
+from ..defaults import BATCH_SIZE, TEMPLATE
+
+if TYPE_CHECKING:
+    from ..model import CLIP
+    from ..transforms import ImageTransform
+
+    Commands = argparse._SubParsersAction["Parser"]
+
+DEFAULT_MODEL = "ViT-B/32"
+INTERRUPTED = 128 + signal.SIGINT
+SAMPLES = "@samples"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def add_command(
+    commands: "Commands",
+    run: Callable[[argparse.Namespace], Optional[int]],
+    help: str,
+    examples: Sequence[str],
+    after_interruption: str = "",
+    needs_paddle: bool = True,
+) -> Parser:
+    """Adds the command that a function runs, by the function's name.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        run: the action; it takes the parsed arguments and may return an exit code.
+        help: what the command does.
+        examples: lines for its help.
+        after_interruption: what an interrupted user may do.
+        needs_paddle: whether it takes Paddle.
+    """
+    name = run.__name__
+    child = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        epilog="examples:\n" + "\n".join(f"  paddle-clip {name} {line}" for line in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    child.set_defaults(run=run, parser=child, after_interruption=after_interruption, needs_paddle=needs_paddle)
+    return child
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+def add_images(parser: Parser) -> None:
+    """IMAGE …; `image_paths` reads it."""
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help=f"files, folders, or {SAMPLES}: the pictures that come with the model tiny",
+    )
+
+
+def add_labels(parser: Parser, what: str = "labels") -> None:
+    """--labels, --labels-file, --prompts and --template; `labels_and_templates` reads them."""
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument("--labels", nargs="+", metavar="LABEL", help=what)
+    labels.add_argument("--labels-file", metavar="FILE", help="a file with one label per line")
+    labels.add_argument("--prompts", metavar="DATASET", help="class names and templates of the paper, such as imagenet")
+    parser.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help=f"text with {{}} for the label (default: {TEMPLATE!r}); the features of several are averaged",
+    )
+
+
+def add_batch_size(parser: Parser) -> None:
+    """--batch-size."""
+    parser.add_argument(
+        "--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="images at once (default: %(default)s)"
+    )
+
+
+def add_workers(parser: Parser) -> None:
+    """--workers."""
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads that read images (default: one per core, up to 8)"
+    )
+
+
+def add_on_error(parser: Parser) -> None:
+    """--on-error."""
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="raise: stop at the first image that cannot be read (default); skip: leave such images out",
+    )
+    parser.add_argument("--skip-damaged", dest="on_error", action="store_const", const="skip", help=argparse.SUPPRESS)
+
+
+def add_model(parser: Parser, dtype: bool = True) -> None:
+    """--model, --activation, --device and --dtype; `load_model` reads them."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME|FILE",
+        help="a model of `paddle-clip models`, which is downloaded once, or a checkpoint (default: %(default)s)",
+    )
+    add_activation(parser)
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:1 (default: a GPU, if Paddle can use it)")
+    if dtype:
+        parser.add_argument(
+            "--dtype", default="float32", help="float32 (default), float64, or on a GPU float16 or bfloat16"
+        )
+
+
+def add_activation(parser: argparse.ArgumentParser) -> None:
+    """--activation."""
+    parser.add_argument(
+        "--activation", choices=ACTIVATIONS, help="activation of the model, where a checkpoint does not tell it"
+    )
+
+
+def add_json(parser: Parser, help: str = "print JSON") -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+# ---------------------------------------------------------------------------------------------------- what options mean
+
+
+def load_model(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]":
+    """The model and preprocessing of `add_model`'s options."""
+    import paddle
+
+    from ..hub import load
+
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # again: Paddle put its own in place, which can hang
+    if arguments.device:
+        paddle.set_device(arguments.device)
+    dtype = arguments.dtype if "dtype" in arguments else "float32"
+    return load(arguments.model, dtype, activation=arguments.activation)
+
+
+def image_paths(names: Sequence[str]) -> list[str]:
+    """The paths of the images that were named: files, all images in folders, or the samples."""
+    from ..images import image_files, samples
+
+    paths: list[str] = []
+    for name in names:
+        if name == SAMPLES:
+            paths += samples()
+        elif os.path.isdir(name):
+            paths += image_files(name)
+        else:
+            with open(name, "rb"):  # that it is missing is said before a model is loaded
+                paths.append(name)
+    return paths
+
+
+def labels_and_templates(
+    arguments: argparse.Namespace,
+) -> tuple[Optional[list[Union[str, list[str]]]], Sequence[str]]:
+    """The class names of `add_labels`'s options, or None, and the templates."""
+    if arguments.prompts:
+        from ..zeroshot import prompts
+
+        labels, templates = prompts(arguments.prompts)
+        return labels, arguments.template or templates
+    labels = read_lines(arguments.labels_file) if arguments.labels_file else arguments.labels
+    return labels, arguments.template or [TEMPLATE]
+
+
+def read_lines(path: str) -> list[Any]:
+    """The lines of a text file that are not empty."""
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            lines = [line.strip() for line in file if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not a text in UTF-8: {error}") from None
+    if not lines:
+        raise ValueError(f"{path} is empty: expected one text per line")
+    return lines
+
+
+def require_folder(path: str) -> None:
+    """Raises OSError if a folder cannot be read, before a model is loaded."""
+    os.listdir(path)
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON."""
+    print(json.dumps(value, indent=1))

@@ -1,0 +1,172 @@
+"""`paddle-clip classify`, `similarity` and `evaluate`."""
+
+import argparse
+import os
+import re
+from typing import TYPE_CHECKING
+
+from ..defaults import LABELS_SHOWN
+from .shared import (
+    add_batch_size,
+    add_command,
+    add_images,
+    add_json,
+    add_labels,
+    add_model,
+    add_on_error,
+    add_workers,
+    image_paths,
+    labels_and_templates,
+    load_model,
+    print_json,
+    read_lines,
+    require_folder,
+)
+
+if TYPE_CHECKING:
+    from .shared import Commands
+
+
+def add_classify(commands: "Commands") -> None:
+    """Adds the command `classify`."""
+    parser = add_command(
+        commands,
+        classify,
+        "tell which of some labels fits an image best",
+        [
+            "photo.jpg --labels dog cat horse",
+            "photos/ --prompts imagenet --top-k 3 --json",
+            "@samples --labels 'red circle' 'blue star' --model tiny    # offline",
+        ],
+    )
+    add_images(parser)
+    add_labels(parser)
+    parser.add_argument(
+        "--top-k", type=int, default=LABELS_SHOWN, metavar="K", help="labels shown of each image (default: %(default)s)"
+    )
+    add_batch_size(parser)
+    add_model(parser)
+    add_json(parser)
+
+
+def classify(arguments: argparse.Namespace) -> None:
+    """Prints the best labels of each image."""
+    labels, templates = labels_and_templates(arguments)
+    if not labels:
+        raise ValueError("there are no labels: give --labels, --labels-file or --prompts")
+    images = image_paths(arguments.images)
+    model, preprocess = load_model(arguments)
+
+    from .. import zeroshot
+
+    found = zeroshot.classify(model, preprocess, images, labels, templates, arguments.top_k, arguments.batch_size)
+    if arguments.json:
+        print_json(
+            [{"image": image, "labels": [label._asdict() for label in best]} for image, best in zip(images, found)]
+        )
+        return
+    for image, best in zip(images, found):
+        print(image)
+        for prediction in best:
+            print(f"  {prediction.probability:7.2%}  {prediction.label}")
+
+
+def add_similarity(commands: "Commands") -> None:
+    """Adds the command `similarity`."""
+    parser = add_command(
+        commands,
+        similarity,
+        "show the cosine similarity of each image with each text",
+        [
+            "a.jpg b.jpg --texts 'a dog on a beach' 'a bowl of soup'",
+            "photos/ --texts-file captions.txt --json",
+            "@samples --model tiny --plot similarity.png    # offline",
+        ],
+    )
+    add_images(parser)
+    parser.add_argument("--texts", nargs="+", metavar="TEXT", default=[], help="texts (default: the images' names)")
+    parser.add_argument("--texts-file", metavar="FILE", help="a file with one text per line")
+    parser.add_argument("--plot", metavar="FILE", help="draw the matrix to a .png, .pdf or .svg; needs matplotlib")
+    add_batch_size(parser)
+    add_model(parser)
+    add_json(parser)
+
+
+def similarity(arguments: argparse.Namespace) -> None:
+    """Prints, or draws, the cosines of images and texts."""
+    images = image_paths(arguments.images)
+    texts = arguments.texts + (read_lines(arguments.texts_file) if arguments.texts_file else [])
+    texts = texts or [re.sub("[-_]+", " ", os.path.splitext(os.path.basename(image))[0]) for image in images]
+    if arguments.plot:
+        import logging
+
+        from .. import plots
+
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle makes it tell of its font cache
+        plots.require_writable(arguments.plot)
+    model, preprocess = load_model(arguments)
+
+    from ..features import embed
+    from ..zeroshot import encode_texts
+
+    text_features = encode_texts(model, texts).astype("float32").numpy()  # [M, E]
+    text_features /= (text_features**2).sum(axis=1, keepdims=True) ** 0.5
+    cosines = embed(model, preprocess, images, batch_size=arguments.batch_size).features @ text_features.T  # [N, M]
+    if arguments.plot:
+        plots.similarity(images, texts, cosines, arguments.plot)
+    if arguments.json:
+        print_json({"images": images, "texts": texts, "similarity": cosines.tolist()})
+        return
+    width = min(max(map(len, texts)), 60)
+    for image, row in zip(images, cosines):
+        print(image)
+        for text, cosine in zip(texts, row):
+            print(f"  {_cut(text, width):<{width}}  {cosine:6.3f}{'  <' if cosine == row.max() else ''}")
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def add_evaluate(commands: "Commands") -> None:
+    """Adds the command `evaluate`."""
+    parser = add_command(
+        commands,
+        evaluate,
+        "measure zero-shot accuracy on a folder with one folder of images per class",
+        [
+            "imagenet/val --prompts imagenet",
+            "animals/ --template 'a photo of a {}, a type of animal.'",
+        ],
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a folder whose folders, sorted, are the classes")
+    add_labels(parser, "class names in the order of the sorted folders (default: the folders' names)")
+    add_on_error(parser)
+    add_batch_size(parser)
+    add_workers(parser)
+    add_model(parser)
+    add_json(parser)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Prints the zero-shot accuracy on a folder."""
+    labels, templates = labels_and_templates(arguments)
+    require_folder(arguments.folder)
+    model, preprocess = load_model(arguments)
+
+    from .. import zeroshot
+
+    found = zeroshot.evaluate(
+        model,
+        preprocess,
+        arguments.folder,
+        labels,
+        templates,
+        arguments.batch_size,
+        arguments.workers,
+        arguments.on_error,
+    )
+    if arguments.json:
+        print_json(found._asdict())
+    else:
+        print(f"top-1 {found.top1:.2%}, top-5 {found.top5:.2%} of {found.count:,} images")

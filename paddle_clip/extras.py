@@ -1,0 +1,50 @@
+"""What is installed beside this package: Paddle, and the packages of the extras."""
+
+import importlib.util
+import sys
+
+# The packages of each extra by the names they are imported by. Installing an extra brings all of its packages.
+EXTRAS = {
+    "completion": ("argcomplete",),
+    "int8": ("nncf", "openvino", "paddle2onnx"),
+    "onnx": ("paddle2onnx",),
+    "openvino": ("openvino", "paddle2onnx"),
+    "openvino-runtime": ("openvino",),
+    "parquet": ("pyarrow",),
+    "plot": ("matplotlib",),
+    "probe": ("sklearn",),
+    "visualdl": ("visualdl",),
+}
+_PIP_NAMES = {"sklearn": "scikit-learn"}
+
+# Paddle 2's library exports a zlib of its own. Loaded before Python's, it takes that one's place, and whatever
+# decompresses then crashes the process, Pillow's PNG reader too.
+ZLIB_IS_BROKEN = getattr(sys.modules.get("paddle"), "__version__", "").startswith("2.")
+
+NO_PADDLE = (
+    "paddle_clip needs PaddlePaddle, which is not installed. On a CPU: pip install paddlepaddle. "
+    "On an NVIDIA GPU: pip install paddlepaddle-gpu"
+)
+
+
+def has(extra: str) -> bool:
+    """Whether all packages of an extra are installed; none is imported."""
+    return all(_is_installed(package) for package in EXTRAS[extra])
+
+
+def require(extra: str) -> None:
+    """Raises ImportError, with the command that installs what is missing, unless `has(extra)`."""
+    missing = next((package for package in EXTRAS[extra] if not _is_installed(package)), None)
+    if missing:
+        command = "pip install " + " ".join(_PIP_NAMES.get(package, package) for package in EXTRAS[extra])
+        raise ImportError(f"{_PIP_NAMES.get(missing, missing)} is not installed: {command}")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # `sys.modules[package]` is None, or a module made by hand
+        return sys.modules[package] is not None
+
+
+PADDLE_IS_INSTALLED = _is_installed("paddle")

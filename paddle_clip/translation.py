@@ -1,0 +1,134 @@
+"""Exported programs -> ONNX, OpenVINO and int8, each in a process of its own.
+
+What translates prints much and keeps the memory of the weights. `python -m paddle_clip.translation` is that process.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+from .extras import require
+
+
+def write_onnx(directory: str, tower: str) -> None:
+    """Translates a program of `export` into <tower>.onnx beside it.
+
+    Raises:
+        ImportError: if paddle2onnx is not installed.
+        RuntimeError: if it fails, with what it said last.
+    """
+    require("onnx")
+    options = {
+        "model_dir": directory,
+        "model_filename": f"{tower}.json",
+        "params_filename": f"{tower}.pdiparams",
+        "save_file": os.path.join(directory, f"{tower}.onnx"),
+        "opset_version": "17",
+        "enable_onnx_checker": "False",  # it would load the weights once more
+        "optimize_tool": "None",  # what loads the file optimizes it
+    }
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    _run_module("paddle2onnx.command", arguments, options["save_file"], f"translate the {tower} encoder to ONNX")
+
+
+def write_openvino(directory: str, tower: str) -> None:
+    """Translates <tower>.onnx, of `write_onnx`, into OpenVINO's <tower>.xml and .bin beside it.
+
+    Their weights are read as they are needed, which those in a .onnx file are not.
+
+    Raises:
+        ImportError: if OpenVINO is not installed.
+        RuntimeError: if it fails, with what it said last.
+    """
+    require("openvino")
+    path = os.path.join(directory, tower)
+    _run_module(__name__, ["openvino", path], path + ".bin", f"translate the {tower} encoder for OpenVINO")
+
+
+def write_int8(directory: str, images: np.ndarray, is_transformer: bool) -> None:
+    """Quantises image.xml into image.int8.xml and .bin beside it, by NNCF's post-training quantisation.
+
+    Args:
+        directory: folder with the image.xml of `write_openvino`.
+        images: pictures that the ranges of the activations are read from, [N, 3, R, R].
+        is_transformer: whether the encoder is one; a convolutional network has other rules.
+
+    Raises:
+        ImportError: if NNCF is not installed.
+        RuntimeError: if it fails, with what it said last.
+    """
+    require("int8")
+    path = os.path.join(directory, "calibration.npy")
+    np.save(path, images)
+    arguments = ["int8", directory, "TRANSFORMER" if is_transformer else ""]
+    _run_module(__name__, arguments, os.path.join(directory, "image.int8.bin"), "quantise the image encoder")
+    os.unlink(path)
+
+
+def _run_module(module: str, arguments: list[str], result: str, purpose: str) -> None:
+    """Runs `python -m module arguments…`, which is to write the file `result`."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # a clone may not be installed
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode or not os.path.exists(result):
+        said = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["nothing"]
+        # paddle2onnx says why it failed before it fails of something else.
+        reason = next((line for line in said if "Failed" in line), said[-1])
+        raise RuntimeError(f"could not {purpose} (exit status {done.returncode}): {reason}")
+
+
+# ------------------------------------------------------------------------------------------- in the process of its own
+
+
+def _to_openvino(path: str) -> None:
+    """Writes <path>.xml and .bin of <path>.onnx.
+
+    OpenVINO leaves float32 products to MLAS, but those with an operation after them to oneDNN. MLAS is a sixth slower
+    where more numbers are added up than come out, as in c_proj: behind these goes a clamp that changes nothing.
+    """
+    import openvino
+    from openvino import opset13, passes
+
+    model = openvino.Core().read_model(path + ".onnx")
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())  # parts of weights
+    manager.run_passes(model)
+    largest = float(np.finfo("float32").max)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Add" and node.input_value(0).get_node().get_type_name() == "MatMul":
+            weight = node.input_value(0).get_node().input_value(1).get_node()
+            if weight.get_type_name() == "Constant" and weight.shape[0] > weight.shape[1]:
+                readers = node.output(0).get_target_inputs()
+                clamp = opset13.clamp(node, -largest, largest)
+                for reader in readers:
+                    reader.replace_source_output(clamp.output(0))
+    openvino.save_model(model, path + ".xml", compress_to_fp16=False)
+
+
+def _to_int8(directory: str, kind: str) -> None:
+    """Writes image.int8.xml and .bin of the image.xml and calibration.npy in a folder."""
+    import logging
+
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    images = np.load(os.path.join(directory, "calibration.npy"), mmap_mode="r")
+    model = openvino.Core().read_model(os.path.join(directory, "image.xml"))
+    data = nncf.Dataset([image[None] for image in images])
+    model = nncf.quantize(model, data, subset_size=len(images), model_type=getattr(nncf.ModelType, kind, None))
+    openvino.save_model(model, os.path.join(directory, "image.int8.xml"))
+
+
+if __name__ == "__main__":
+    what, *arguments = sys.argv[1:]
+    _to_openvino(*arguments) if what == "openvino" else _to_int8(*arguments)

@@ -1,0 +1,131 @@
+"""The walls of the house: who imports whom, what is typed, how long functions are."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = Path(ROOT, "paddle_clip")
+FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST = 80  # lines of code of a function
+LONG, MOST_LONG = 40, 12  # and how many may be longer than this
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+IDS = {"ids": sorted(MODULES)}
+
+
+def imports(path):
+    """Names of the modules a file imports, those within functions too, but not those for type checkers alone."""
+    found, module = set(), module_of(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, [base, node.module]))
+            for alias in node.names:
+                inner = f"{source}.{alias.name}"
+                found.add(inner if inner in MODULES else source)
+    return found
+
+
+IMPORTS = {module: imports(path) for module, path in MODULES.items()}
+
+
+def test_there_are_no_circles():
+    """A room can be understood by itself and those below it."""
+    done, below = set(), {module: found & MODULES.keys() - {"paddle_clip"} for module, found in IMPORTS.items()}
+
+    def visit(module, way):
+        assert module not in way, " -> ".join([*way, module])
+        if module not in done:
+            for other in below[module]:
+                visit(other, [*way, module])
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, [])
+
+
+def test_checkpoints_import_neither_paddle_nor_torch():
+    for module, found in IMPORTS.items():
+        tops = {name.split(".")[0] for name in found}
+        assert "torch" not in tops, module
+        if module.startswith("paddle_clip.checkpoints"):
+            assert "paddle" not in tops, module
+
+
+def test_reading_checkpoints_takes_numpy_alone(tmp_path):
+    rooms = ", ".join(module for module in MODULES if module.startswith("paddle_clip.checkpoints"))
+    script = (
+        f"import sys; sys.modules.update(paddle=None, torch=None, PIL=None, tqdm=None, filelock=None); import {rooms}"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, check=True)
+
+
+def test_nobody_imports_the_command_line():
+    for module, found in IMPORTS.items():
+        if not module.startswith("paddle_clip.cli") and module != "paddle_clip.__main__":
+            assert not [name for name in found if name.startswith("paddle_clip.cli")], module
+
+
+def test_the_command_line_imports_neither_numpy_nor_paddle_at_its_top():
+    for module, path in MODULES.items():
+        if module.startswith("paddle_clip.cli"):
+            top = ast.parse(path.read_text(encoding="utf-8")).body
+            names = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
+            assert not {"numpy", "paddle", "tqdm", "PIL"} & set(names), module
+
+
+def functions(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, **IDS)
+def test_every_function_is_typed(path):
+    for node in functions(path):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        untyped = [argument.arg for argument in arguments if argument.annotation is None]
+        assert set(untyped) <= {"self", "cls"}, f"{node.name}: {untyped}"
+        assert node.returns is not None or node.name == "__init__", node.name
+
+
+def lines_of_code(node, text):
+    """Lines of a function without its docstring, comments and blank lines."""
+    start = node.body[1].lineno if ast.get_docstring(node) and len(node.body) > 1 else node.body[0].lineno
+    head = text[node.lineno - 1 : node.body[0].lineno - 1]
+    body = text[start - 1 : node.end_lineno]
+    return sum(1 for line in [*head, *body] if line.strip() and not line.strip().startswith("#"))
+
+
+def test_functions_are_short():
+    lengths = {}
+    for path in FILES:
+        text = path.read_text(encoding="utf-8").splitlines()
+        for node in functions(path):
+            lengths[f"{os.path.relpath(path, ROOT)}:{node.name}"] = lines_of_code(node, text)
+    long = {name: length for name, length in lengths.items() if length > LONG}
+    assert max(lengths.values()) <= LONGEST, long
+    assert len(long) <= MOST_LONG, long
