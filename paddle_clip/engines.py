@@ -16,6 +16,7 @@ from .checkpoints.files import StrPath, crc32_of_file, release_pages
 from .encoding import require_dtype
 from .errors import CheckpointError
 from .extras import has, require
+from .threads import available_cores
 from .transforms import image_transform
 
 FORMAT = "paddle_clip export"
@@ -341,11 +342,6 @@ def _require_device(device: str, dtype: str) -> None:
     if kind == "gpu" and not paddle.device.is_compiled_with_cuda():
         raise ValueError(f"the device is {device!r}, and this build of Paddle has no CUDA: use device='cpu'")
     require_dtype(dtype, device)
-
-
-def available_cores() -> int:
-    """The number of cores this process may use; of all, on systems that do not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_engine(engine: Optional[str], precision: str, device: str, threads: Optional[int]) -> None:

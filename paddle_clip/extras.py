@@ -1,6 +1,7 @@
 """What is installed beside this package: Paddle, and the packages of the extras."""
 
 import importlib.util
+import os
 import sys
 
 # The packages of each extra by the names they are imported by. Installing an extra brings all of its packages.
@@ -20,6 +21,9 @@ _PIP_NAMES = {"sklearn": "scikit-learn"}
 # Paddle 2's library exports a zlib of its own. Loaded before Python's, it takes that one's place, and whatever
 # decompresses then crashes the process, Pillow's PNG reader too.
 ZLIB_IS_BROKEN = getattr(sys.modules.get("paddle"), "__version__", "").startswith("2.")
+
+# Paddle's import sets it to 1 where it is not set: what stood there before is what the user chose.
+OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS") if "paddle" not in sys.modules else None
 
 NO_PADDLE = (
     "paddle_clip needs PaddlePaddle, which is not installed. On a CPU: pip install paddlepaddle. "

@@ -11,9 +11,10 @@ import numpy as np
 import paddle
 
 from .checkpoints.files import StrPath
+from .threads import available_cores
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_WORKERS = min(os.cpu_count() or 1, 8)
+_MOST_WORKERS = 8
 _BATCHES_AHEAD = 2  # decoded or being decoded while one is encoded
 
 Name = Union[str, int]  # of an image: its path, or its index where it has none
@@ -143,7 +144,7 @@ def batches(
         stacked = np.stack(pixels) if pixels else np.empty([0])
         return Batch(begin + len(futures), stacked, indices, labels, damaged)
 
-    pool = ThreadPoolExecutor(workers or _WORKERS)
+    pool = ThreadPoolExecutor(workers or min(available_cores(), _MOST_WORKERS))
     try:
         waiting: collections.deque[tuple[int, list[Future[tuple[np.ndarray, Any]]]]] = collections.deque()
         for begin in range(start, len(items), batch_size):

@@ -33,6 +33,7 @@ from .layers import (
     project,
     token,
 )
+from .threads import use_cores
 
 
 class Bottleneck(nn.Layer):
@@ -361,6 +362,7 @@ class CLIP(nn.Layer):
         activation: str = "quickgelu",
     ):
         super().__init__()
+        use_cores()
         self.config = CLIPConfig(
             embed_dim,
             image_resolution,
