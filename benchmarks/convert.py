@@ -2,9 +2,10 @@
 
     python benchmarks/convert.py [RN50 ViT-B/32 ViT-L/14]
 
-For each preset a checkpoint is made with OpenAI's code. Then, in turn and several times over, each in a process of its
-own: `cp` of the input and of the output, flushed to the disk as the converter flushes; `convert/pt2paddle.py`; and the
-usual route, torch.jit.load, transposing by hand and paddle.save. Prints the medians. Needs torch and clip-anytorch.
+For each preset OpenAI's code makes a checkpoint. Then three routes run in turn, several times over, each in its own
+process: `cp` of the input and of the output, flushed to the disk as the converter flushes; `convert/pt2paddle.py`; and
+the usual route, torch.jit.load, transposing by hand and paddle.save. The script prints the medians. It needs torch and
+clip-anytorch.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def main():
 
 
 def row(preset, folder, rounds):
-    """The table's row of one preset."""
+    """The row of a preset in the table."""
     source, output = os.path.join(folder, "in.pt"), os.path.join(folder, "out.pdparams")
     reference = os.path.join(ROOT, "convert", "reference.py")
     subprocess.run([sys.executable, reference, "make", preset, source], check=True, stdout=subprocess.DEVNULL)

@@ -1,11 +1,11 @@
-"""Images per second of `embed` against the encoder alone, and its peak memory along the way.
+"""Images per second of `embed` and of the encoder alone, and the peak memory of `embed` along the way.
 
     python benchmarks/embed.py [--preset ViT-B/32] [--images 2000] [--batch-size 64]
     python benchmarks/embed.py --preset small --images 20000
 
-Draws JPEGs of 256 to 500 pixels into a temporary folder, embeds the folder into a `.npy` file with a model of random
-weights, and then encodes as many batches that are already tensors. `small` is a model that costs next to nothing: with
-it decoding is what is measured, and many images take little time. Memory is this process's, and its peak so far.
+The script draws JPEGs of 256 to 500 pixels into a temporary folder, embeds the folder into a `.npy` file with a model
+of random weights, and then encodes up to 30 batches that are already tensors. `small` is a model that costs next to
+nothing: with it the script measures decoding, of many images in little time. Memory is this process's peak so far.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from paddle_clip import CLIPConfig, embed, image_transform
 from paddle_clip.presets import build, preset
 
 SMALL = CLIPConfig(64, 224, 1, 64, 56, 64, 1, 1, 77, 100)
-BATCHES_ALONE = 30  # at most
+BATCHES_ALONE = 30  # largest number of batches encoded alone
 
 
 def draw(path):

@@ -2,9 +2,9 @@
 
     python benchmarks/encode.py [--models RN50 ViT-B/32] [--batches 1 8 32] [--peers openai openvino …]
 
-The weights are random; every peer runs in its own process, on all cores, and they take turns. Prints a Markdown table:
-medians, the ratio of ours to the best peer, and the share of what the machine's matrix products allow. Peers that are
-not installed are left out with a note: pip install onnx onnxruntime openvino, and see the Makefile for the rest.
+The weights are random; every peer runs in its own process, on all cores, and they take turns. The script prints a table
+in Markdown: medians, the ratio of ours to the best peer, and the share of the machine's limit for matrix products.
+Peers that are not installed are left out with a note: pip install onnx onnxruntime openvino; the Makefile has the rest.
 """
 
 import argparse

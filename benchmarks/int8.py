@@ -2,9 +2,9 @@
 
     python benchmarks/int8.py [--model ViT-B/32]
 
-Accuracy is that of the model in the package, on drawings it was not trained on: cosine of the features, how often the
-zero-shot choice among all colours and shapes is the same, and how often it is right. Speed is that of a preset with
-random weights, the two taking turns. Takes the extra int8. Prints two Markdown tables.
+The script measures the accuracy of the model in the package, on drawings it was not trained on: cosine of the features,
+how often the zero-shot choice among all colours and shapes is the same, and how often it is right. It measures the
+speed of a preset with random weights; the two encoders take turns. It needs the extra int8 and prints two tables.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main():
 
 
 def pictures(preprocess, number, seed, side):
-    """Scenes of combinations that were held out of the training, and their images [N, 3, R, R]."""
+    """Scenes of combinations held out of the training, and their images [N, 3, R, R]."""
     scenes, images = train_tiny.test_pictures(train_tiny.HELD_OUT, number, seed)
     return scenes, np.stack([preprocess(image.resize((side, side))).numpy() for image in images])
 

@@ -33,13 +33,13 @@ PEERS = {
 
 
 class Worker:
-    """A peer in its own process. `seconds` times one call, `features` returns what it computes."""
+    """A peer in its own process; `seconds` times one call, `features` returns its features."""
 
     def __init__(self, peer, checkpoint, device="cpu", threads=None, dtype="float32"):
         threads = threads or os.cpu_count()
         environment = {**os.environ, "GLOG_minloglevel": "2", "TRANSFORMERS_VERBOSITY": "error"}
         environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-        # Paddle's MKL (2019) takes its slowest path on AMD processors unless told so; PyTorch's newer one ignores it.
+        # Without this, Paddle's MKL (2019) takes its slowest path on AMD processors; PyTorch's newer MKL ignores it.
         environment.setdefault("MKL_DEBUG_CPU_TYPE", "5")
         command = [sys.executable, os.path.abspath(__file__), peer, checkpoint, device, dtype]
         self.process = subprocess.Popen(
@@ -58,16 +58,16 @@ class Worker:
         return self._answer()
 
     def seconds(self, tower, batch, length=77):
-        """Seconds of one call of the "image" or "text" encoder. The first call of a shape is preceded by two others."""
+        """Seconds of one call of the "image" or "text" encoder. Two other calls precede the first of a shape."""
         return self._ask(do="time", tower=tower, batch=batch, length=length)["seconds"]
 
     def pass_seconds(self, texts, tokens, batch):
-        """Seconds of encoding all of N texts: by ours from the texts, by the peers from tokens [N, L], in batches.
+        """Seconds of encoding N texts: ours start from the texts, peers from tokens [N, L], in batches.
 
         Args:
             texts: path of a .json file.
             tokens: path of a .npy file.
-            batch: texts in each call of a peer.
+            batch: number of texts in each call of a peer.
         """
         return self._ask(do="pass", texts=texts, tokens=tokens, batch=batch)["seconds"]
 
@@ -107,7 +107,8 @@ def medians(workers, calls, rounds, pause=0.2):
     Args:
         workers: {name: Worker}.
         calls: (tower, batch, length) triples.
-        pause: seconds before each call, for the threads of the one before to fall asleep.
+        rounds: number of calls of each worker.
+        pause: seconds before each call, for the threads of the last one to fall asleep.
     """
     times = {(name, call): [] for name in workers for call in calls}
     for call in calls:
@@ -342,7 +343,7 @@ def paddleclip(checkpoint, device, dtype):
 def serve(peer, checkpoint, device, dtype):
     """Answers questions on stdin until it closes."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the libraries print is no answer
+    os.dup2(2, 1)  # the libraries print to stderr: stdout has the answers
 
     def answer(**fields):
         print(json.dumps(fields), file=answers, flush=True)

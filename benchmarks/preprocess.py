@@ -2,8 +2,8 @@
 
     python benchmarks/preprocess.py [--images 200]
 
-The images are JPEGs of 500 x 375 made of smooth noise. The encoder waits for them only if they come slower than it
-encodes, see encode.py.
+The images are JPEGs of 500 x 375 pixels of smooth noise. The encoder waits for them only if it is faster; see
+encode.py.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/text.py [--model ViT-B/32] [--prompts 320]
 
-Peers encode batches of 80 prompts padded to 77 tokens, as OpenAI's notebook does class by class, and get them as
-tokens. Ours starts from the texts, sorts them by length and leaves out the padding. Prints a Markdown table, with the
-time of the whole classifier extrapolated.
+Peers get tokens and encode batches of 80 prompts padded to 77 tokens, as OpenAI's notebook does class by class. Ours
+start from the texts, sort them by length and leave out the padding. The script prints a table in Markdown, with the
+extrapolated time of all prompts.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from peers import OURS, PEERS, make_checkpoint, start
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="ViT-B/32", choices=[row.name for row in PRESETS], metavar="MODEL")
-    parser.add_argument("--prompts", type=int, default=320, help="in the sample, a multiple of 80")
+    parser.add_argument("--prompts", type=int, default=320, help="prompts in the sample, a multiple of 80")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS], metavar="PEER")
     arguments = parser.parse_args()
@@ -46,7 +46,7 @@ def main():
             json.dump(texts, file)
         workers = start(arguments.peers, checkpoint)
         times = {peer: [] for peer in workers}
-        for measured in range(-1, arguments.rounds):  # the first warms up
+        for measured in range(-1, arguments.rounds):  # the first round warms up
             for peer, worker in workers.items():
                 time.sleep(0.2)
                 seconds = worker.pass_seconds(words, tokens, 80)

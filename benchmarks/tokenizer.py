@@ -2,8 +2,8 @@
 
     python benchmarks/tokenizer.py [--captions 100000]
 
-The captions are OpenAI's ImageNet class names in its 80 templates, some with what photographers add.
-Needs clip-anytorch.
+The captions are OpenAI's ImageNet class names in its 80 templates, some with endings that photographers write.
+The script needs clip-anytorch.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main():
     texts = captions(parser.parse_args().captions)
     rounds = parser.parse_args().rounds
     theirs, ours = openai("simple_tokenizer").SimpleTokenizer(), tokenizer.SimpleTokenizer()
-    same = all(theirs.encode(text) == ours.encode(text) for text in texts)  # which warms both up
+    same = all(theirs.encode(text) == ours.encode(text) for text in texts)  # this warms both up
     paddle_clip.tokenize(texts)
     times = {"OpenAI, encode": [], "ours, encode": [], "ours, tokenize (padded Tensor)": []}
     for _ in range(rounds):

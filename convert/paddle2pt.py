@@ -1,7 +1,7 @@
 """Converts Paddle weights back for PyTorch: `python convert/paddle2pt.py RN50.pdparams` writes RN50.pt.
 
-The result is a plain state dict that OpenAI's `build_model` and `torch.load(weights_only=True)` take. Needs neither
-framework.
+The result is a plain state dict that OpenAI's `build_model` and `torch.load(weights_only=True)` take. The
+script needs neither framework.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 import warnings
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed" is no news here
+warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed" does not matter here
 
 from paddle_clip.checkpoints.conversion import TARGET_DTYPES, convert
 from paddle_clip.cli.conversion import describe_conversion, for_each, progress, require_different_outputs
@@ -26,7 +26,7 @@ def main() -> int:
         "--dtype",
         choices=TARGET_DTYPES,
         default="keep",
-        help="dtype of the output: keep (default) that of each tensor, published: OpenAI's mix of float16 and float32",
+        help="dtype of the output: keep (default) for each tensor's, published for OpenAI's mix of float16 and float32",
     )
     add_activation(parser)
     parser.set_defaults(parser=parser)
@@ -38,8 +38,8 @@ def main() -> int:
 
     def work(file: str) -> str:
         output = arguments.output or os.path.splitext(file)[0] + ".pt"
-        if not arguments.output and os.path.lexists(output):  # perhaps the very file this one was made of
-            raise ValueError(f"{output} exists; name the output with -o, which may replace it")
+        if not arguments.output and os.path.lexists(output):  # it may be the file that this one was converted from
+            raise ValueError(f"{output} exists; name the output with -o to replace it")
         report = convert(file, output, arguments.dtype, arguments.activation, progress)
         return describe_conversion(file, report)
 

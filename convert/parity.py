@@ -1,9 +1,8 @@
 """Compares Paddle with OpenAI's PyTorch code on one checkpoint: `python convert/parity.py RN50.pt`.
 
-The checkpoint is converted; then PyTorch runs the original and Paddle the result on the same inputs, in two processes
-(their GPU builds clash in one), in float64, which tells whether they compute the same function, and in float32, which
-tells how they round. Exits 1 if a difference is past its bound. The reference needs torch and clip-anytorch, see
-reference.py.
+The script converts the checkpoint; then PyTorch runs the original and Paddle runs the result on the same inputs, in two
+processes (their GPU builds clash in one): in float64, to see whether they compute the same function, and in float32, to
+see how they round. It exits 1 if a difference is past its bound. It needs torch and clip-anytorch, see reference.py.
 """
 
 import argparse
@@ -26,15 +25,15 @@ from paddle_clip.checkpoints import dialects, reading
 from paddle_clip.presets import ACTIVATIONS, PRESETS, preset_of
 
 OUTPUTS = ("image_features", "text_features", "logits_per_image", "logits_per_text")
-# Largest difference in float64, relative to the largest value of each output. Same function, different order of sums:
-# 1.2e-13 was measured at worst over the nine architectures.
+# Largest difference in float64, relative to the largest value of each output. Only the order of sums differs: 1.2e-13
+# was measured at worst over the nine architectures.
 FLOAT64_BOUND = 1e-10
-# Paddle's float32 error against PyTorch's float64 result, over PyTorch's own error against it.
+# Largest ratio of Paddle's float32 error to PyTorch's, both against PyTorch's float64 result.
 FLOAT32_RATIO = 3.0
 
 
 class ParityError(RuntimeError):
-    """One of the two sides did not run; the message is what it printed."""
+    """One of the two sides did not run; the message is the last line it printed."""
 
 
 def random_inputs(config, batch=4, seed=0):
@@ -50,7 +49,7 @@ def random_inputs(config, batch=4, seed=0):
 
 
 def ones_inputs(config):
-    """One grey image and one text of ones, for which figures of the official files are published."""
+    """One grey image and one text of ones, whose logits with the official files are published."""
     resolution = config.image_resolution
     return {
         "images": np.full((1, 3, resolution, resolution), 0.5),
@@ -79,16 +78,16 @@ def compare(checkpoint, converted, inputs, dtype, names=(), gradients=False, dig
     """Runs both sides on the same inputs.
 
     Args:
-        checkpoint: the file OpenAI's code loads.
-        converted: the file Paddle loads.
+        checkpoint: path of the file OpenAI's code loads.
+        converted: path of the file Paddle loads.
         inputs: {"images": [B, 3, R, R], "tokens": [B, L]}.
         dtype: "float64" or "float32".
-        names: modules whose outputs to return too, see `stages`.
-        gradients: whether to return d loss / d parameter as "grad.<our name>", of the contrastive loss.
+        names: names of modules whose outputs are returned too, see `stages`.
+        gradients: whether to return the gradients of the contrastive loss, as "grad.<our name>".
         digests: whether to return the `digest` of every parameter and buffer, in OpenAI's layout, as
             "digest.<OpenAI's name>".
         train: whether batch norms use the batch's statistics.
-        device: Paddle's; PyTorch runs on the CPU.
+        device: Paddle's device; PyTorch runs on the CPU.
 
     Returns:
         Two dicts {name: array}, Paddle's and PyTorch's.
@@ -153,7 +152,7 @@ def run(path):
         outputs["logits_per_image"], outputs["logits_per_text"] = model(images, tokens)
         if not job["train"]:
             outputs["image_features"] = model.encode_image(images)
-            outputs["text_features"] = model.encode_text(tokens, trim=False)  # as long as PyTorch's, block for block
+            outputs["text_features"] = model.encode_text(tokens, trim=False)  # untrimmed, as PyTorch's blocks take it
     if job["gradients"]:
         labels = paddle.arange(len(images))
         cross_entropy = paddle.nn.functional.cross_entropy
@@ -180,13 +179,13 @@ def error_ratio(ours, theirs, truth):
     """Our largest float32 error over theirs, in all the numbers of one output, both against the float64 truth.
 
     Args:
-        ours: list of arrays, one for each input. They are judged together: a single logit of one input PyTorch may
-            have nearly right by luck.
-        theirs: likewise.
-        truth: likewise, in float64.
+        ours: our arrays, one for each input. They are judged together: PyTorch may have the single logit of one input
+            nearly right by luck.
+        theirs: PyTorch's arrays, in the same order.
+        truth: PyTorch's float64 arrays, in the same order.
 
     Returns:
-        The ratio; where their error is smaller by luck it counts as half a unit in the last place of the largest value.
+        The ratio. Their error counts as half a unit in the last place of the largest value, if luck made it smaller.
     """
     ours, theirs, truth = (np.concatenate([array.ravel() for array in side]) for side in (ours, theirs, truth))
     unit = np.spacing(np.float32(np.max(np.abs(truth)))) / 2
@@ -197,10 +196,10 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
     """Prints the parity rows of a checkpoint and returns the list of bounds that do not hold.
 
     Args:
-        checkpoint: a file in OpenAI's names, which PyTorch loads as it is; any other is rewritten in them for PyTorch.
-        converted: the file Paddle loads; by default the checkpoint is converted.
-        activation: where the checkpoint does not tell.
-        device: Paddle's.
+        checkpoint: path of a checkpoint; one in other names than OpenAI's is rewritten for PyTorch.
+        converted: path of the file Paddle loads; by default the checkpoint is converted.
+        activation: activation of the model, where the checkpoint does not tell it.
+        device: Paddle's device.
         show_stages: whether to print and check every stage and block too.
     """
     found = dialects.from_checkpoint(reading.read(checkpoint), checkpoint, activation)
@@ -245,7 +244,7 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
 
 
 def _there_and_back(model, checkpoint, converted, dtype):
-    """Converts for PyTorch again and has PyTorch compare the result with the original."""
+    """Converts back for PyTorch, compares the result with the original there, and returns the failures."""
     back = f"{converted}.pt"
     convert(converted, back, dtype)
     command = [sys.executable, os.path.join(HERE, "reference.py"), "same", checkpoint, back]
@@ -273,10 +272,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="*", metavar="FILE", help="OpenAI .pt checkpoints")
     parser.add_argument("--all", action="store_true", help="make and compare all nine presets, with random weights")
-    parser.add_argument("--device", default="cpu", help="Paddle's: cpu (default), gpu, gpu:1, …")
-    parser.add_argument("--stages", action="store_true", help="one row for each stage and block too")
+    parser.add_argument("--device", default="cpu", help="Paddle's device: cpu (default), gpu, gpu:1, …")
+    parser.add_argument("--stages", action="store_true", help="print a row for each stage and block too")
     parser.add_argument("--converted", help="the file Paddle loads (default: FILE is converted)")
-    parser.add_argument("--activation", choices=ACTIVATIONS, help="of the model, where the file does not tell")
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="model's activation, where the file does not tell")
     parser.add_argument("--run", metavar="JOB", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:

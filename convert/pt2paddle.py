@@ -1,7 +1,7 @@
 """Converts CLIP checkpoints to Paddle weights: `python convert/pt2paddle.py RN50.pt` writes RN50.pdparams.
 
-Needs neither PyTorch nor Paddle, and works from a clone that is not installed. It is the command `paddle-clip convert`,
-and has `--verify` beside it, which needs convert/parity.py.
+The script needs neither PyTorch nor Paddle, and works from a clone that is not installed. It is the command
+`paddle-clip convert` with one more option, `--verify`, which needs convert/parity.py.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, os.pardir))
-warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed" is no news here
+warnings.simplefilter("ignore", RuntimeWarning)  # "Paddle is not installed" does not matter here
 
 from paddle_clip.checkpoints.conversion import Report
 from paddle_clip.checkpoints.reading import read
@@ -29,7 +29,7 @@ def main() -> int:
         "--verify", action="store_true", help="run PyTorch and Paddle on the result; without torch, check its checksums"
     )
     arguments = parser.parse_args()
-    # As an interruption from the keyboard: what is half written is deleted.
+    # Termination works like an interruption from the keyboard: a half-written file is deleted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def after(file: str, report: Report) -> str:
@@ -39,9 +39,9 @@ def main() -> int:
 
 
 def verify(file: str, report: Report, dtype: str) -> str:
-    """Compares a result with PyTorch and returns what that prints; where PyTorch is missing, checks its checksums.
+    """Compares a result with PyTorch and returns the table to print; where PyTorch is missing, checks its checksums.
 
-    A result that was rounded is compared with itself in PyTorch, any other with the file it was made of.
+    PyTorch runs the file the result was converted from, or the result itself if it was rounded.
     """
     file = file if dtype in ("float32", "keep") else report.output
     if any(find_spec(name) is None for name in ("torch", "paddle")) or not _has_reference():
@@ -57,7 +57,7 @@ def verify(file: str, report: Report, dtype: str) -> str:
 
 
 def _has_reference() -> bool:
-    import importlib.metadata  # here, as importing it takes long beside a conversion
+    import importlib.metadata  # imported here: it takes long beside a conversion
 
     try:
         importlib.metadata.distribution("clip-anytorch")

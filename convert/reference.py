@@ -42,7 +42,7 @@ def openai(name):
 
 
 def sizes(config):
-    """The arguments of OpenAI's CLIP, which knows one activation."""
+    """A config as arguments of OpenAI's CLIP, which has one activation and no argument for it."""
     return {name: size for name, size in asdict(config).items() if name != "activation"}
 
 
@@ -80,8 +80,8 @@ def random_model(config, seed=0):
 def save_archive(model, path):
     """Saves a model in OpenAI's format: a TorchScript archive with three sizes as 0-d int64 buffers.
 
-    It is traced in float32, since float16 convolutions take minutes on a CPU, and its weights rounded to the published
-    mix afterwards: the tensors are as OpenAI's are, while the traced program, which nobody runs, is a float32 one.
+    The model is traced in float32, as float16 convolutions take minutes on a CPU, and its weights are rounded to the
+    published mix afterwards: the tensors have OpenAI's dtypes; the traced program, which nobody runs, is in float32.
     """
     resolution, length = model.visual.input_resolution, model.context_length
     extras = {"input_resolution": resolution, "context_length": length, "vocab_size": model.vocab_size}
@@ -98,7 +98,7 @@ def save_archive(model, path):
 
 
 def read(path):
-    """The state dict of a TorchScript archive or of a file of `torch.save`."""
+    """The state dict in a TorchScript archive or in a file of `torch.save`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -110,22 +110,22 @@ def read(path):
 def load(path, dtype="float32", activation="quickgelu"):
     """OpenAI's model with the weights of a TorchScript archive or state dict, on the CPU, in eval mode.
 
-    In float64 its LayerNorm, which computes in float32 whatever it is given, is `nn.LayerNorm`; with the activation
-    "gelu" its QuickGELU is `nn.GELU`, as in open_clip.
+    For float64, `nn.LayerNorm` replaces its LayerNorm, which computes in float32 whatever its input. For the activation
+    "gelu", GELU replaces its QuickGELU, as in open_clip.
     """
     code, state_dict = openai("model"), read(path)
     if activation == "gelu":
         code.QuickGELU.forward = lambda _module, x: torch.nn.functional.gelu(x)
     if dtype == "float64":
         code.LayerNorm.forward = torch.nn.LayerNorm.forward
-    # build_model rounds what it loads to fp16; loading again afterwards keeps files of more precision whole.
+    # build_model rounds the weights to fp16; loading them once more restores the precision of the file.
     model = code.build_model(dict(state_dict)).to(getattr(torch, dtype))
     model.load_state_dict({name: tensor for name, tensor in state_dict.items() if name in model.state_dict()})
     return model
 
 
 def run(job):
-    """Writes the outputs of OpenAI's model, and of its modules named in the job, tokens batch first.
+    """Writes the outputs of OpenAI's model and of the modules named in a job, tokens batch first.
 
     Args:
         job: path of the .json file that `parity.compare` writes.
@@ -167,8 +167,8 @@ def same(original, back):
     """Compares a checkpoint with one that went to Paddle and back, in PyTorch.
 
     Returns:
-        The number of tensors that are equal bit for bit, dtype and all, and the number of OpenAI's parameters and
-        buffers, leaving out the counters that no weights depend on.
+        The number of tensors that are equal bit for bit and in dtype, and the number of OpenAI's parameters and
+        buffers, without the counters that no weights depend on.
 
     Raises:
         RuntimeError: if OpenAI's `build_model` does not load the second strictly.
@@ -178,7 +178,7 @@ def same(original, back):
     built = openai("model").build_model(dict(found)).state_dict()
     equal = sum(
         name in found and found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
-        # build_model keeps weights in the published mix: what was in it is unchanged.
+        # build_model rounds to the published mix: a tensor that had its dtype must be unchanged.
         and (tensor.dtype != built[name].dtype or torch.equal(built[name], tensor))
         for name, tensor in expected.items()
     )  # fmt: skip

@@ -2,9 +2,9 @@
 
     python examples/finetune.py
 
-draws the pictures, writes them to a folder, each with its caption in a .txt of its name, trains on them, and prints
-zero-shot accuracy before and after. Some colours of each new shape are never trained on; the shapes the model knew
-are looked at too, as training on new things is how a model forgets. With pictures of your own all it takes is
+draws the pictures, writes them to a folder, each with its caption in a .txt file of the same name, trains on them, and
+prints zero-shot accuracy before and after. Some colours of each new shape are never trained on. The shapes the model
+knew are tested too, because training on new things makes a model forget. With your own pictures these lines do it:
 
     model, preprocess = paddle_clip.load("ViT-B/32")
     paddle_clip.finetune(model, paddle_clip.read_pairs("captions.csv"), "mine.pdparams", epochs=5)
@@ -38,7 +38,7 @@ train_tiny.SHAPES.update(NEW)
 
 
 def combinations(shapes, held_out):
-    """(colour, shape) pairs: a quarter of the colours of each shape, or the rest."""
+    """(colour, shape) pairs: a held-out quarter of the colours of each shape, the rest, or with None all."""
     return [
         (colour, shape)
         for i, colour in enumerate(train_tiny.COLOURS)
@@ -48,7 +48,7 @@ def combinations(shapes, held_out):
 
 
 def pictures(pairs, number, seed):
-    """`number` pictures of each (colour, shape), and the index of the pair each is of."""
+    """Yields `number` pictures of each (colour, shape) pair, each with the index of its pair."""
     random = np.random.default_rng(seed)
     for index, (colour, shape) in enumerate(pairs):
         for _ in range(number):
@@ -66,7 +66,7 @@ def accuracy(model, preprocess, pairs, names, number=10):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-o", "--output", default="finetuned.pdparams", help="file for the weights")
-    parser.add_argument("--pictures", type=int, default=30, help="of each colour and shape (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=30, help="number per colour and shape (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=8)
     arguments = parser.parse_args()
 

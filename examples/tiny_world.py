@@ -1,7 +1,7 @@
 """The drawn world of the tiny model: scenes, their pictures and their captions.
 
-A scene has one to three objects of a colour and a shape. A fifth of the colour-shape combinations is never trained on,
-and tells whether a model understands the words or remembers the combinations.
+A scene has one to three objects of a colour and a shape. A fifth of the colour-shape combinations is never trained on:
+pictures of these show whether a model understands the words or remembers the combinations.
 """
 
 import math
@@ -50,7 +50,7 @@ def _circle(radius=1.0, x=0.0):
 
 
 def _regular(corners, *radii):
-    """A polygon with its first corner on top, whose corners are at these radii in turn."""
+    """A polygon with its first corner on top and its corners at these radii in turn."""
     angles = np.arange(corners) * 2 * np.pi / corners - np.pi / 2
     return np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -61,7 +61,7 @@ def _heart():
     return np.stack([16 * np.sin(t) ** 3, -2.5 - y], axis=1) / 16
 
 
-# Outlines in the unit circle, y downwards: what is filled, then what is cut out of it.
+# Outlines in the unit circle, y downwards: the first is filled, the second is cut out of it.
 SHAPES = {
     "circle": [_circle(0.95)],
     "square": [_regular(4, 1.1) @ (np.array([[1, 1], [-1, 1]]) * 0.5**0.5)],
@@ -85,18 +85,18 @@ HELD_OUT = [
     (colour, shape) for i, colour in enumerate(COLOURS) for j, shape in enumerate(SHAPES) if (2 * i + j) % 5 == 0
 ]
 SEEN = [pair for pair in COMBINATIONS if pair not in HELD_OUT]
-MOST_PAIRS = len(SEEN) * 2 // 3  # in a batch of plain captions, all different
+MOST_PAIRS = len(SEEN) * 2 // 3  # pairs in a batch of plain captions, which all differ
 
 
 class Scene(NamedTuple):
-    """What a picture shows. One large object is in the middle; several are small, anywhere."""
+    """The content of a picture: one large object in the middle, or small objects anywhere."""
 
     colour: str
     shape: str
     background: str
     count: int = 1
-    size: Optional[str] = None  # of one object
-    position: Optional[str] = None  # of one small object
+    size: Optional[str] = None  # size of one object
+    position: Optional[str] = None  # position of one small object
 
     @property
     def plural(self):
@@ -128,7 +128,7 @@ def changed(random, scene, combinations, plain=False):
     """The scene with one attribute changed, colour or shape if it is plain, and the name of that attribute."""
     attributes = ["colour", "shape"]
     if not plain:
-        # The shape twice, as it is the hardest to see.
+        # The shape is listed twice: it is the hardest to see.
         attributes += ["shape", "background", "count", *(name for name in ("size", "position") if getattr(scene, name))]
     attribute = choose(random, attributes)
     if attribute == "colour":
@@ -154,7 +154,7 @@ def changed(random, scene, combinations, plain=False):
 
 
 def draw(scene, random, side=64, noise=6.0):
-    """A picture of a scene: colours, size, place, tilt and light vary; `noise` is the most it has, in grey levels."""
+    """A picture of a scene: colours, size, place, tilt and light vary; `noise` is its largest noise, in grey levels."""
     fine = Image.new("L", (4 * side, 4 * side))
     for x, y, radius in _places(scene, random):
         tilt = random.uniform(-0.35, 0.35)  # ±20°: a square does not become a diamond
@@ -177,7 +177,7 @@ def draw(scene, random, side=64, noise=6.0):
 
 
 def _places(scene, random):
-    """The centre and radius of each object, the side of the picture being 1."""
+    """The centre and radius of each object; the side of the picture is 1."""
     if scene.count == 1:
         radius = random.uniform(0.21, 0.25) if scene.size == "small" else random.uniform(0.31, 0.4)
         centre = [0.29 + 0.42 * at for at in POSITIONS[scene.position or "middle"]]
@@ -189,7 +189,7 @@ def _places(scene, random):
         if all(math.hypot(x - u, y - v) > 1.1 * (radius + r) for u, v, r in places):
             places.append((x, y, radius))
         tries += 1
-        if tries % 50 == 0:  # no room is left for the next: begin again
+        if tries % 50 == 0:  # no room is left for the next object: begin again
             places = []
     return places
 
@@ -200,7 +200,7 @@ KINDS = ("", "good ", "bad ", "bright ", "dark ", "blurry ", "cropped ", "close-
 MEDIA = ("photo", "picture", "image", "drawing", "painting", "sketch", "rendering", "illustration", "cartoon", "doodle")
 OTHERS = ("{}", "{}", "there is {}", "this is {}", "i see {}", "look at {}", "art of {}", "itap of {}", "an icon of {}")
 
-# With these a class is looked for, as in section 3.1.4 of the paper: in pictures of one object, and of several.
+# Templates of zero-shot classification (paper, section 3.1.4), for pictures of one object and of several.
 TEMPLATES = (
     "a photo of a {}.",
     "a picture of a {}.",
@@ -213,7 +213,7 @@ PLURAL_TEMPLATES = ("a photo of some {}.", "a picture of the {}.", "a drawing of
 
 
 def caption(scene, mentioned, plain, random):
-    """A text on a scene that tells its colour, its shape, whether it is one, and the attributes mentioned."""
+    """A caption of a scene: colour, shape, one object or several, and the attributes mentioned."""
     thing = f"{_colour(scene.colour, random)} {scene.shape}"
     if scene.plural:
         thing = f"{_colour(scene.colour, random)} {PLURALS[scene.shape]}"
@@ -253,7 +253,7 @@ def _colour(name, random):
 
 
 def about(scene, attribute, value):
-    """A caption of a scene that mentions one attribute more than colour and shape, with the given value."""
+    """A caption of a scene: colour, shape, and one more attribute, with the given value."""
     thing, things = f"{scene.colour} {scene.shape}", f"{scene.colour} {PLURALS[scene.shape]}"
     if attribute == "count":
         return f"a photo of {COUNTS[value]} {thing if value == 1 else things}."
@@ -265,11 +265,11 @@ def about(scene, attribute, value):
 
 
 class Pair(NamedTuple):
-    """A picture and a text of a batch, before they are drawn and written."""
+    """A picture and a caption of a batch, before they are drawn and written."""
 
     scene: Scene
-    mentioned: set  # attributes that the caption tells beside colour, shape and whether it is one
-    plain: bool  # whether the caption tells no more, in no more words than it takes
+    mentioned: set  # attributes in the caption beside colour, shape, and one object or several
+    plain: bool  # whether the caption has no words beyond these
 
     def fits(self, scene):
         """Whether the caption is true of a scene."""
@@ -278,10 +278,10 @@ class Pair(NamedTuple):
 
 
 def random_pairs(random, number, variety=1.0, combinations=SEEN):
-    """A batch. No caption is true of another's scene: the loss would call the two a mismatch.
+    """A batch of pairs. No caption is true of another pair's scene: the loss would call the two a mismatch.
 
-    The pairs come in twos that differ in one attribute, which both captions mention: told apart by colour and shape
-    alone, the other attributes would not be learned. `variety` is the share of those that are not plain.
+    The pairs come in twos that differ in one attribute, which both captions mention: if colour and shape alone told
+    them apart, the other attributes would not be learned. `variety` is the share of pairs that are not plain.
     """
     batch, taken = [], defaultdict(list)
     while len(batch) < number:

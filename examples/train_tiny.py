@@ -4,8 +4,8 @@
 
 writes paddle_clip/data/clip_tiny.pt (OpenAI's names and format, half precision), clip_tiny.json beside it (what it was
 trained on and how well it does) and the pictures in paddle_clip/data/samples. A picture shows one to three objects of a
-colour and a shape; a fifth of the colour-shape combinations is never trained on, and tells whether the model
-understands the words or remembers the combinations.
+colour and a shape. A fifth of the colour-shape combinations is never trained on: pictures of these show whether the
+model understands the words or remembers the combinations.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
 if __name__ == "__main__":
-    # Paddle reads these when it is imported: without them it computes on one core, and on AMD processors slowly.
+    # Paddle reads these when it is imported: without them it computes on one core, and slowly on AMD processors.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(os.cpu_count()))
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
@@ -55,10 +55,10 @@ import paddle
 
 
 def variety(progress):
-    """What `random_pairs` takes at a point of the training, from 0 to 1.
+    """The `variety` of `random_pairs` at a point of the training, from 0 to 1.
 
-    While no shape is recognised, the loss falls if the texts forget the shapes, and then none ever is. In plain pairs
-    there is little else, and large objects are the easiest: these come first, and some remain to the end.
+    As long as no shape is recognised, the loss falls if the texts forget the shapes, and then none is ever learned.
+    Plain pairs show little else, and large objects are the easiest: these come first, and some remain to the end.
     """
     return min(0.85, max(0.0, (progress - 0.05) * 6))
 
@@ -79,12 +79,12 @@ class Batches(paddle.io.Dataset):
         pairs = random_pairs(random, self.size, variety(index / self.steps))
         images = [self.preprocess(draw(pair.scene, random, self.resolution)).numpy() for pair in pairs]
         tokens = paddle_clip.tokenize([caption(*pair, random) for pair in pairs]).numpy()
-        length = (tokens != 0).sum(axis=1).max()  # what follows the end of text changes nothing
+        length = (tokens != 0).sum(axis=1).max()  # tokens after the end of text change nothing
         return np.stack(images), tokens[:, :length]
 
 
 def train(model, steps, seed, batch_size=48, rate=2e-3, log_every=100):
-    """Trains a model in place and returns [(step, mean loss since the last)]."""
+    """Trains a model in place and returns [(step, mean loss since the step before)]."""
     batches = Batches(steps, batch_size, model.visual.input_resolution, seed)
     loader = paddle.io.DataLoader(batches, batch_size=None, num_workers=1, use_shared_memory=False)
     warmup = max(1, min(100, steps // 10))
@@ -118,7 +118,7 @@ def train(model, steps, seed, batch_size=48, rate=2e-3, log_every=100):
             print("step {}  loss {}".format(*log[-1]), flush=True)
             losses = []
     model.eval()
-    # A word it has never read says nothing: zeros, not the noise it began with.
+    # Words it has never read get zeros in place of their initial noise.
     model.token_embedding.weight.set_value(model.token_embedding.weight * paddle.to_tensor(seen))
     return log
 
@@ -152,9 +152,9 @@ def encode_texts(model, *several):
 
 
 def test_pictures(combinations, number, seed, side=64):
-    """`number` scenes and their pictures, of each combination in turn; none is one of the training's.
+    """`number` scenes and their pictures, of each combination in turn; training drew none of them.
 
-    Every other one shows one large object, the next anything.
+    In one round each combination is one large object, in the next anything.
     """
     random = np.random.default_rng([seed, 10**9])
     each = len(combinations)
@@ -167,7 +167,7 @@ def test_pictures(combinations, number, seed, side=64):
 def evaluate(model, preprocess, scenes, pictures):
     """Zero-shot accuracies, in percent: of colour and shape among all combinations, and of each other attribute.
 
-    A combination is asked for as one object and as several, and the nearest text counts, unless said otherwise.
+    Unless said otherwise, each combination has a text for one object and one for several, and the nearest counts.
     """
     images = encode_images(model, [preprocess(picture) for picture in pictures])
     labels = np.array([COMBINATIONS.index(scene[:2]) for scene in scenes])
@@ -209,9 +209,9 @@ def evaluate(model, preprocess, scenes, pictures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=4700, help="batches to train on (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=48, help="pairs in each (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and pictures (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=1200, help="in each of the two tests (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=48, help="pairs in each batch (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and pictures (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=1200, help="pictures in each test (default: %(default)s)")
     package = os.path.normpath(os.path.join(ROOT, "paddle_clip", "data"))
     parser.add_argument("--output", default=package, help="folder to write into (default: the package's data)")
     arguments = parser.parse_args()
@@ -228,7 +228,7 @@ def main():
     path = os.path.join(arguments.output, "clip_tiny.pt")
     save(model, path)
 
-    model, preprocess = paddle_clip.load(path)  # what is tested is the file
+    model, preprocess = paddle_clip.load(path)  # the file is tested, not the model in memory
     accuracy = {}
     for name, combinations in (("held out", HELD_OUT), ("seen", SEEN)):
         scenes, pictures = test_pictures(combinations, arguments.pictures, arguments.seed)

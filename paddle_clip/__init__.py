@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 # What scripts written before there was `checkpoints` call its rooms.
 _OLD_ROOMS = {"converter": "checkpoints.conversion", "weights": "checkpoints"}
-# What converts, which takes no Paddle.
-_WITHOUT_PADDLE = ("CheckpointError", "CLIPConfig", "convert", *_OLD_ROOMS)
+# What takes Paddle itself. All else works without it: converting files, and what an export run by OpenVINO is for.
+_WITH_PADDLE = ("CLIP", "ContrastiveLoss", "compile", "export", "finetune", "load")
 
 
 def _read_stub() -> dict[str, str]:
@@ -49,7 +49,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{_OLD_ROOMS[name]}")
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name not in _WITHOUT_PADDLE and not PADDLE_IS_INSTALLED:
+    if not PADDLE_IS_INSTALLED and (name in _WITH_PADDLE or name.startswith("clip_")):
         raise ImportError(NO_PADDLE)
     return getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
 

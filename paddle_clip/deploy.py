@@ -194,6 +194,7 @@ def compile(
     threads: Optional[int] = None,
     engine: Optional[str] = None,
     calibration: Optional[Any] = None,
+    precision: Optional[str] = None,
 ) -> Predictor:
     """Makes the same model for speed: a `Predictor` for Paddle's current device.
 
@@ -205,19 +206,24 @@ def compile(
         threads: number of threads on the CPU; by default one for each core this process may use.
         engine: "paddle" or "openvino", see `Predictor`. By default OpenVINO on the CPU, if the extra `openvino` is
             installed.
-        calibration: pictures to quantise the image encoder by, see `export`; by default it stays in float32.
+        calibration: pictures to quantise the image encoder by, see `export`.
+        precision: "float32"; "bfloat16" for both encoders, by OpenVINO on a processor that has such products; or "int8"
+            for the image encoder, which takes `calibration` and is the default with it.
 
     Raises:
         ImportError: if the engine is not installed.
         RuntimeError: if the model cannot be translated for the engine; "paddle" needs no translation.
         ValueError: if the model is in another dtype, or there is no such engine.
     """
-    device, precision = paddle.get_device(), "float32" if calibration is None else "int8"
+    device = paddle.get_device()
+    precision = precision or ("float32" if calibration is None else "int8")
     require_engine(engine, precision, device, threads)
+    if precision == "int8" and calibration is None:
+        raise ValueError("int8 takes pictures to quantise by: give calibration=images, see export")
     if engine is None:
         usable = device == "cpu" and PADDLE_3 and model.dtype == paddle.float32 and has("openvino")
-        engine = "openvino" if usable or precision == "int8" else "paddle"
+        engine = "openvino" if usable or precision != "float32" else "paddle"
     with tempfile.TemporaryDirectory() as folder:
         directory = os.path.join(folder, "export")
         export(model, directory, openvino=engine == "openvino", calibration=calibration)
-        return Predictor(directory, threads, engine=engine, precision=precision)
+        return Predictor(directory, threads, device, engine, precision)

@@ -1,15 +1,14 @@
 """What texts and images share when they are encoded: models that do it, precision, progress bars."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, Optional, Protocol, runtime_checkable
 
 import numpy as np
-import paddle
-from paddle import Tensor
 from tqdm import tqdm
 
-from .layers import float32_if_half
+from .arrays import as_array
 
 HALF_DTYPES = ("float16", "bfloat16")
 
@@ -21,12 +20,15 @@ class Encoder(Protocol):
     Attributes:
         embed_dim: width E of the features.
         context_length: longest text in tokens.
-        logit_scale: 0-d Tensor, the logarithm of the factor on cosine similarities.
     """
 
     embed_dim: int
     context_length: int
-    logit_scale: Tensor
+
+    @property
+    def logit_scale(self) -> Any:
+        """0-d Tensor, the logarithm of the factor on cosine similarities."""
+        ...
 
     def encode_image(self, image: Any) -> Any:
         """Image features of [B, 3, R, R], not normalised: [B, E]."""
@@ -49,6 +51,11 @@ def require_dtype(dtype: str, device: str) -> None:
 @contextlib.contextmanager
 def inference(model: Encoder) -> Iterator[None]:
     """No gradients, and eval mode, which a model that was training leaves again at the end."""
+    if takes_arrays(model):  # and has neither
+        yield
+        return
+    import paddle
+
     trained = model if isinstance(model, paddle.nn.Layer) and model.training else None
     if trained:
         trained.eval()
@@ -60,18 +67,39 @@ def inference(model: Encoder) -> Iterator[None]:
             trained.train()
 
 
-def unit(features: Tensor) -> Tensor:
-    """Features divided by their length; in float32 if they were in half precision."""
-    features = float32_if_half(features)
-    return features / features.norm(axis=-1, keepdim=True)
+def encode_images(model: Encoder, pixels: np.ndarray) -> np.ndarray:
+    """The features [B, E] of preprocessed images [B, 3, R, R], not normalised; float32 from half precision."""
+    return as_array(model.encode_image(_as_taken(model, pixels)))
 
 
-def encode(model: Encoder, pixels: np.ndarray, normalize: bool = True) -> Tensor:
-    """The features [B, E] of preprocessed images, an array [B, 3, R, R]; see `unit` for their dtype."""
-    features = model.encode_image(paddle.to_tensor(pixels))
-    return unit(features) if normalize else features
+def encode_tokens(model: Encoder, tokens: np.ndarray) -> np.ndarray:
+    """The features [B, E] of token ids [B, L], not normalised; float32 from half precision."""
+    return as_array(model.encode_text(_as_taken(model, tokens)))
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Features divided by their length."""
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def logit_factor(model: Encoder) -> float:
+    """The factor on cosine similarities."""
+    return math.exp(model.log_scale if hasattr(model, "log_scale") else float(model.logit_scale))
 
 
 def progress_bar(progress: Optional[bool], **options: Any) -> "tqdm[Any]":
     """A tqdm bar: on a terminal if `progress` is None, else always or never."""
     return tqdm(disable=None if progress is None else not progress, **options)
+
+
+def takes_arrays(model: Encoder) -> bool:
+    """Whether a model takes numpy arrays and needs no Paddle, as a `Predictor` does."""
+    return getattr(model, "takes_arrays", False)
+
+
+def _as_taken(model: Encoder, array: np.ndarray) -> Any:
+    if takes_arrays(model):
+        return array
+    import paddle
+
+    return paddle.to_tensor(array)

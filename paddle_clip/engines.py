@@ -1,19 +1,19 @@
-"""What runs an exported model: `Predictor`, by Paddle Inference or by OpenVINO, which is an extra."""
+"""What runs an exported model: `Predictor`, by Paddle Inference, or by the extra OpenVINO, which takes no Paddle."""
 
 import json
 import math
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Optional, Protocol
 
 import numpy as np
-import paddle
-from paddle import inference
 
+from .arrays import as_array, as_tensor, is_tensor
 from .checkpoints.files import StrPath, crc32_of_file, release_pages
-from .encoding import require_dtype
+from .encoding import require_dtype, unit
 from .errors import CheckpointError
 from .extras import has, require
 from .threads import available_cores
@@ -24,7 +24,7 @@ VERSION = 1
 TOWERS = ("image", "text")
 EXPORT_DTYPES = ("float32", "float16", "bfloat16")
 ENGINES = ("paddle", "openvino")
-PRECISIONS = ("float32", "int8")
+PRECISIONS = ("float32", "bfloat16", "int8")
 _PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
 
 
@@ -46,6 +46,8 @@ class PaddleInference:
     """
 
     def __init__(self, directory: str, tower: str, device: str, threads: int, rows: int):
+        from paddle import inference
+
         path = os.path.join(directory, tower)
         program = next(path + suffix for suffix in _PROGRAM_SUFFIXES if os.path.exists(path + suffix))
         config = inference.Config(program, path + ".pdiparams")
@@ -100,20 +102,22 @@ class OpenVINO:
         directory: what `export(…, openvino=True)` wrote.
         file: name of one of its .xml files.
         threads: number of threads.
+        hint: precision of the products, OpenVINO's name: "f32" or "bf16".
         example: an input, run at once: the weights are packed by it, and what was read of their file is given back.
 
     Raises:
         ImportError: if OpenVINO is not installed.
+        ValueError: if the processor has no products in bfloat16.
     """
 
-    def __init__(self, directory: str, file: str, threads: int, example: np.ndarray):
+    def __init__(self, directory: str, file: str, threads: int, hint: str, example: np.ndarray):
         require("openvino-runtime")
         import openvino
 
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",  # and not bfloat16, where the processor has it
+            "INFERENCE_PRECISION_HINT": hint,
         }
         path = os.path.join(directory, file)
         with open(os.path.splitext(path)[0] + ".bin", "rb") as weights:
@@ -121,6 +125,11 @@ class OpenVINO:
             self._mapped = mmap.mmap(weights.fileno(), 0, access=mmap.ACCESS_COPY)
         self._weights = np.frombuffer(self._mapped, np.uint8)  # what the program reads, as long as it runs
         core = openvino.Core()
+        if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ValueError(
+                "this processor computes no bfloat16 products, which AMD's have since Zen 4 and Intel's since Cooper "
+                "Lake: use precision='float32', or 'int8' with calibration=images"
+            )
         with open(path, "rb") as program:
             model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
@@ -139,15 +148,18 @@ class Predictor:
     """An exported model: `encode_image`, `encode_text` and the call of a `CLIP`, without its networks.
 
     `classify`, `embed` and all else that encodes takes it as it takes a `CLIP`. Inputs are numpy arrays or Tensors, and
-    outputs are of the same kind, in float32. Calls from several threads wait for each other.
+    outputs are of the same kind, in float32. With OpenVINO Paddle is not imported. Calls from several threads wait for
+    each other.
 
     Args:
         directory: what `export` wrote.
         threads: number of threads on the CPU; by default one for each core this process may use.
-        device: "cpu", "gpu" or "gpu:<number>"; by default Paddle's current one.
+        device: "cpu", "gpu" or "gpu:<number>"; by default Paddle's current one, or the CPU if Paddle is not imported
+            and the export holds OpenVINO's files.
         engine: "paddle", which is Paddle Inference with oneDNN on the CPU (with Paddle 2 MKL) and CUDA on a GPU; or
             "openvino", on the CPU. By default OpenVINO, if it is installed and the export holds its files.
-        precision: "float32", or "int8" for the image encoder that `export(…, calibration=…)` quantised, by OpenVINO.
+        precision: "float32"; "bfloat16" for both encoders, on a processor that has such products; or "int8" for the
+            image encoder that `export(…, calibration=…)` quantised. Both of the latter are run by OpenVINO.
 
     Raises:
         CheckpointError: if the folder is no export, damaged, or made by another version.
@@ -160,9 +172,11 @@ class Predictor:
         preprocess: turns a picture into one row of `encode_image`'s input, see `transforms.image_transform`.
         context_length: longest text in tokens.
         embed_dim: width E of the features.
-        logit_scale: 0-d Tensor, as a `CLIP` has it.
         engine: "paddle" or "openvino".
+        precision: as given.
     """
+
+    takes_arrays = True
 
     def __init__(
         self,
@@ -173,33 +187,42 @@ class Predictor:
         precision: str = "float32",
     ):
         directory = os.fspath(directory)
-        self.device = device or paddle.get_device()
-        self.threads = threads or available_cores()
-        require_engine(engine, precision, self.device, threads)
+        require_engine(engine, precision, device, threads)
         description = _description(directory)
         self.dtype = description["dtype"]
+        self.engine = _choose_engine(engine, precision, device, directory, description["crc32"])
+        self.device = "cpu" if self.engine == "openvino" else device or _current_device()
         _require_device(self.device, self.dtype)
-        self.engine = _choose_engine(engine, precision, self.device, directory, description["crc32"])
+        self.threads = threads or available_cores()
+        self.precision = precision
         self.context_length = description["context_length"]
         self.image_resolution = description["image_resolution"]
         self.embed_dim = description["embed_dim"]
-        self.logit_scale = paddle.to_tensor(description["logit_scale"], "float32")
+        self.log_scale: float = description["logit_scale"]
         self.preprocess = image_transform(self.image_resolution)
         self._images_at_once = description["images_at_once"]
         self._tokens_at_once = description["tokens_at_once"]
         if self.device.startswith("gpu"):  # which is fastest with all of them
             self._images_at_once = self._tokens_at_once = 1 << 62
         self._lock = threading.Lock()
-        self._towers = self._load(directory, precision)
+        if self.engine == "paddle":
+            _require_same_paddle(directory, description["paddle"])
+        self._towers = self._load(directory)
 
-    def _load(self, directory: str, precision: str) -> dict[str, _Runner]:
+    @property
+    def logit_scale(self) -> Any:
+        """0-d Tensor, the logarithm of the factor on cosine similarities, as a `CLIP` has it."""
+        return as_tensor(np.array(self.log_scale, np.float32))
+
+    def _load(self, directory: str) -> dict[str, _Runner]:
         """{tower: its encoder}."""
         if self.engine == "openvino":
-            image = "image.int8.xml" if precision == "int8" else "image.xml"
-            size = self.image_resolution
+            image = "image.int8.xml" if self.precision == "int8" else "image.xml"
+            size, hint = self.image_resolution, "bf16" if self.precision == "bfloat16" else "f32"
+            images, tokens = np.zeros((1, 3, size, size), np.float32), np.zeros((1, self.context_length), np.int64)
             return {
-                "image": OpenVINO(directory, image, self.threads, np.zeros((1, 3, size, size), np.float32)),
-                "text": OpenVINO(directory, "text.xml", self.threads, np.zeros((1, self.context_length), np.int64)),
+                "image": OpenVINO(directory, image, self.threads, hint, images),
+                "text": OpenVINO(directory, "text.xml", self.threads, hint, tokens),
             }
         return {
             tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once)
@@ -257,11 +280,9 @@ class Predictor:
 
     def __call__(self, image: Any, text: Any) -> tuple[Any, Any]:
         """logits_per_image [N, M] and logits_per_text [M, N] in float32, see `CLIP.forward`."""
-        image_features = self.encode_image(as_batch(image, self.image_resolution))  # [N, E]
-        text_features = self.encode_text(np.asarray(text))  # [M, E]
-        image_features = image_features / np.linalg.norm(image_features, axis=-1, keepdims=True)
-        text_features = text_features / np.linalg.norm(text_features, axis=-1, keepdims=True)
-        logits_per_image = self.logit_scale.exp().item() * image_features @ text_features.T  # [N, M]
+        image_features = unit(self.encode_image(as_batch(image, self.image_resolution)))  # [N, E]
+        text_features = unit(self.encode_text(np.asarray(text)))  # [M, E]
+        logits_per_image = math.exp(self.log_scale) * image_features @ text_features.T  # [N, M]
         return _like(image, logits_per_image), _like(image, np.ascontiguousarray(logits_per_image.T))
 
 
@@ -312,11 +333,6 @@ def _description(directory: str) -> dict[str, Any]:
             f"{os.path.join(directory, 'config.json')} is damaged: it lacks, or has no sound value for, "
             f"{', '.join(wrong)}; copy the whole folder again, or export the model again"
         )
-    if description["paddle"].split(".")[0] != paddle.__version__.split(".")[0]:
-        raise CheckpointError(
-            f"{directory} was exported by Paddle {description['paddle']} and this is {paddle.__version__}, which does "
-            "not read its programs: export the model again"
-        )
     for name, expected in description["crc32"].items():
         path = os.path.join(directory, name)
         if not os.path.isfile(path):
@@ -339,41 +355,63 @@ def _require_device(device: str, dtype: str) -> None:
     kind, _, number = device.partition(":")
     if not (device == "cpu" or (kind == "gpu" and (number.isdigit() or device == "gpu"))):
         raise ValueError(f"the device is {device!r}; choose cpu, gpu or gpu:<number>")
-    if kind == "gpu" and not paddle.device.is_compiled_with_cuda():
-        raise ValueError(f"the device is {device!r}, and this build of Paddle has no CUDA: use device='cpu'")
+    if kind == "gpu":
+        import paddle
+
+        if not paddle.device.is_compiled_with_cuda():
+            raise ValueError(f"the device is {device!r}, and this build of Paddle has no CUDA: use device='cpu'")
     require_dtype(dtype, device)
 
 
-def require_engine(engine: Optional[str], precision: str, device: str, threads: Optional[int]) -> None:
+def _current_device() -> str:
+    import paddle
+
+    return paddle.get_device()
+
+
+def _require_same_paddle(directory: str, exported_by: str) -> None:
+    import paddle
+
+    if exported_by.split(".")[0] != paddle.__version__.split(".")[0]:
+        raise CheckpointError(
+            f"{directory} was exported by Paddle {exported_by} and this is {paddle.__version__}, which does "
+            "not read its programs: export the model again"
+        )
+
+
+def require_engine(engine: Optional[str], precision: str, device: Optional[str], threads: Optional[int]) -> None:
     """Raises ValueError for what no export can be run with."""
     if engine not in (None, *ENGINES):
         raise ValueError(f"the engine is {engine!r}; choose {' or '.join(ENGINES)}")
     if precision not in PRECISIONS:
-        raise ValueError(f"the precision is {precision!r}; choose {' or '.join(PRECISIONS)}")
-    if precision == "int8" and engine == "paddle":
-        raise ValueError("int8 is run by OpenVINO: use engine='openvino'")
-    if device.startswith("gpu") and (engine == "openvino" or precision == "int8"):
+        raise ValueError(f"the precision is {precision!r}; choose {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+    if precision != "float32" and engine == "paddle":
+        raise ValueError(f"{precision} is run by OpenVINO: use engine='openvino'")
+    if device and device.startswith("gpu") and (engine == "openvino" or precision != "float32"):
         raise ValueError(f"OpenVINO runs on the CPU, and the device is {device}: paddle.set_device('cpu') first")
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; give 1 or more")
 
 
-def _choose_engine(engine: Optional[str], precision: str, device: str, directory: str, files: dict[str, int]) -> str:
+def _choose_engine(
+    engine: Optional[str], precision: str, device: Optional[str], directory: str, files: dict[str, int]
+) -> str:
     """The engine asked for, or by default the one for this machine and these files of an export."""
     if precision == "int8" and "image.int8.xml" not in files:
         raise FileNotFoundError(f"{directory} holds no int8 encoder: export the model again with calibration=images")
     has_files = all(f"{tower}.xml" in files for tower in TOWERS)
-    if (engine == "openvino" or precision == "int8") and not has_files:
+    if (engine == "openvino" or precision != "float32") and not has_files:
         raise FileNotFoundError(f"{directory} holds no files for OpenVINO: export the model again with openvino=True")
-    usable = device == "cpu" and has_files and has("openvino-runtime")
-    return engine or ("openvino" if usable or precision == "int8" else "paddle")
+    if engine or precision != "float32":
+        return engine or "openvino"
+    # Paddle's current device is a GPU only if Paddle is there to say so; the files say the export is for a CPU.
+    chosen = device or (_current_device() if sys.modules.get("paddle") else "cpu")
+    return "openvino" if chosen == "cpu" and has_files and has("openvino-runtime") else "paddle"
 
 
 def as_batch(image: Any, size: int) -> np.ndarray:
     """A batch as a float32 array, or a ValueError if it is not [N, 3, size, size]."""
-    if isinstance(image, paddle.Tensor):
-        image = image.astype("float32")  # the array of a bfloat16 Tensor would be one of its bits
-    array = np.ascontiguousarray(image, np.float32)
+    array = np.ascontiguousarray(as_array(image), np.float32)
     expected = (3, size, size)
     if array.ndim != 4 or array.shape[1:] != expected:
         raise ValueError(
@@ -384,4 +422,4 @@ def as_batch(image: Any, size: int) -> np.ndarray:
 
 
 def _like(given: Any, array: np.ndarray) -> Any:
-    return paddle.to_tensor(array) if isinstance(given, paddle.Tensor) else array
+    return as_tensor(array) if is_tensor(given) else array

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 
 class CheckpointError(ValueError):
-    """A file or state dict cannot be used. The message says what was expected, what was found and what helps."""
+    """A file or state dict cannot be used. The message says what was expected, what was found and what to do."""
 
 
 Shape = tuple[int, ...]
@@ -16,11 +16,11 @@ def require_same_tensors(expected: Mapping[str, Shape], found: Mapping[str, Shap
     Args:
         expected: names and shapes of every tensor there must be.
         found: names and shapes of the tensors there are.
-        source: what `found` describes, for the message.
-        hint: the way out, for the message.
+        source: name of the file that `found` describes, for the message.
+        hint: advice at the end of the message.
 
     Raises:
-        CheckpointError: once, with every missing, unexpected and misshapen tensor.
+        CheckpointError: if they differ, with every missing, unexpected and misshapen tensor.
     """
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())

@@ -1,4 +1,4 @@
-"""Image features of whole folders: compute them, keep them in files, search them by text or image.
+"""Computes image features of whole folders, keeps them in files, and searches them by text or image.
 
 For example:
 
@@ -22,22 +22,22 @@ from PIL import Image
 
 from .checkpoints.files import StrPath, lock, replacing, require_place
 from .defaults import BATCH_SIZE, IMAGES_FOUND
-from .encoding import Encoder, encode, inference, progress_bar
+from .encoding import Encoder, encode_images, inference, progress_bar, unit
 from .extras import require
 from .images import Batch, Name, as_images, batches, warn_of_damage
-from .tokenizer import tokenize
+from .zeroshot import text_features
 
-_CHECKPOINT_SECONDS = 1.0  # of work that a killed process loses at most, beside its last batch
+_CHECKPOINT_SECONDS = 1.0  # seconds of work a killed process loses at most, beside its last batch
 _NPY_HEADER = 128  # bytes; numpy pads to a multiple of 64, and no two-dimensional header needs more than this
 _CHUNK = 1 << 26  # bytes of features searched or rewritten at once
 
 
 class Features(NamedTuple):
-    """What `embed` returns: features, and the images they are of.
+    """Image features, the paths of their images, and the damaged images.
 
     Attributes:
-        features: float32 array [N, E], or a memory-mapped view of it where it is in a `.npy` file.
-        paths: N paths as strings; for images that have none, their indices.
+        features: float32 array [N, E]; memory-mapped if it is in a `.npy` file.
+        paths: paths of the N images; the index of an image that has none.
         damaged: (path, reason) of each image that was skipped.
     """
 
@@ -67,9 +67,9 @@ def embed(
 ) -> Features:
     """Computes the image features of a folder, a list or a data set of any length.
 
-    With an output, memory is constant. When the process ends early, whatever ends it, what was computed is kept in
-    hidden files beside the output, and the next call with the same arguments continues there; the features are those of
-    an uninterrupted run, bit for bit. The output gets its name when it is complete.
+    With an output, memory is constant. If the process ends early, hidden files beside the output keep the features
+    computed so far, and the next call with the same arguments continues there; the result equals that of an
+    uninterrupted run bit for bit. The output gets its name when it is complete.
 
     Args:
         model: from `load`.
@@ -79,19 +79,19 @@ def embed(
         output: None; or a file to write: `x.npy`, float32 [N, E], with paths and damaged images in `x.json` beside it;
             or `x.parquet`, with columns "path" and "feature", which needs pyarrow. `load_features` reads them.
         batch_size: images encoded at once.
-        workers: threads that decode; by default one per core, eight at most.
+        workers: number of threads that decode; by default one per core, eight at most.
         on_error: "raise", or "skip" to leave out images that cannot be read, list them in the result and warn.
         normalize: whether features are divided by their length, as for cosines. OpenAI's example of a linear probe
             takes them as they are.
         progress: whether to show a bar; by default where standard error is a terminal.
-        resume: False to start anew where an earlier run was interrupted.
+        resume: whether to continue an interrupted run; False starts anew.
 
     Returns:
-        `Features`.
+        The features, their paths, and the damaged images that were skipped.
 
     Raises:
         ValueError: if an image cannot be read and `on_error` is "raise", or none can be read; if there are no images;
-            if an interrupted run left features of other images or of another model; or another process is writing.
+            if an interrupted run was of other images or another model; or if another process is writing.
         OSError: if a folder cannot be read, or the output cannot be written.
     """
     names, items = as_images(images)
@@ -118,12 +118,12 @@ def embed(
 
 
 def require_output(path: str) -> None:
-    """Raises what `embed` would for an output it cannot write, before any work is done.
+    """Raises the error that `embed` would raise for an output it cannot write, before any work is done.
 
     Raises:
         ValueError: if its name has another extension, or something else would be overwritten.
         FileNotFoundError: if there is no folder for it.
-        ImportError: if it takes pyarrow, which is not installed.
+        ImportError: if it needs pyarrow and that is not installed.
     """
     if not path.endswith((".npy", ".parquet")):
         raise ValueError(f"the output is {path!r}; choose a name that ends with .npy or .parquet")
@@ -131,17 +131,17 @@ def require_output(path: str) -> None:
     if _is_parquet(path):
         _pyarrow_parquet()
     elif os.path.exists(_json_of(path)) and not os.path.exists(path):
-        raise ValueError(f"{_json_of(path)} is of something else and would be overwritten; choose another output")
+        raise ValueError(f"{_json_of(path)} belongs to something else and would be overwritten; choose another output")
 
 
 def load_features(path: StrPath) -> Features:
-    """Reads what `embed` wrote.
+    """Reads a file of features that `embed` wrote.
 
     Args:
-        path: path of a `.npy` file, which is mapped into memory and not read, or a `.parquet` file, which is read.
+        path: path of a `.npy` file, which is mapped into memory, or of a `.parquet` file, which is read.
 
     Returns:
-        `Features`.
+        The features as `embed` returned them.
 
     Raises:
         ValueError: if the file is not one of `embed`'s.
@@ -159,10 +159,10 @@ def load_features(path: StrPath) -> Features:
         with _refused_as_no_features(path):
             features = np.load(path, mmap_mode="r", allow_pickle=False)
             dimensions = features.ndim
-        described = _json_of(path)
-        with open(described, encoding="utf-8") as file, _refused_as_no_features(described):
-            known = json.load(file)
-            paths, damaged = list(known["paths"]), list(known["damaged"])
+        beside = _json_of(path)
+        with open(beside, encoding="utf-8") as file, _refused_as_no_features(beside):
+            content = json.load(file)
+            paths, damaged = list(content["paths"]), list(content["damaged"])
         if dimensions != 2 or len(features) != len(paths):
             raise ValueError(f"{path} has the shape {list(features.shape)}, and {len(paths)} paths are beside it")
     return Features(features, paths, [tuple(pair) for pair in damaged])
@@ -177,7 +177,7 @@ def _pyarrow_parquet() -> ModuleType:
 
 @contextlib.contextmanager
 def _refused_as_no_features(path: str) -> Iterator[None]:
-    """Says in our words what numpy, pyarrow and json find wrong: numpy calls other files pickles."""
+    """Raises our error in place of numpy's, pyarrow's and json's: numpy calls other files pickles."""
     try:
         yield
     except (AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
@@ -185,7 +185,8 @@ def _refused_as_no_features(path: str) -> Iterator[None]:
 
 
 def _rows(model: Encoder, pixels: np.ndarray, normalize: bool = True) -> np.ndarray:
-    return encode(model, pixels, normalize).astype("float32").numpy()  # [B, E]
+    features = encode_images(model, pixels)  # [B, E]
+    return (unit(features) if normalize else features).astype(np.float32)
 
 
 def _is_parquet(path: str) -> bool:
@@ -201,13 +202,13 @@ def _digest(names: list[Name]) -> str:
 
 
 def _probe(preprocess: Callable[[Any], Any]) -> np.ndarray:
-    """A preprocessed image of noise: the same feature of it tells the same model and preprocessing."""
+    """A preprocessed image of noise, whose feature tells models and preprocessings apart."""
     noise = np.random.default_rng(0).integers(0, 256, [300, 400, 3], dtype=np.uint8)
     return np.asarray(preprocess(Image.fromarray(noise)))  # [3, R, R]
 
 
 class _Memory:
-    """Features kept as an array."""
+    """Features kept in memory."""
 
     def __init__(self, count: int, width: int):
         self.features = np.empty([count, width], np.float32)
@@ -228,10 +229,10 @@ class _Memory:
 
 
 class _File(_Memory):
-    """Features appended to a `.npy` file under a hidden name, and a journal of what is safely there.
+    """Features appended to a `.npy` file under a hidden name, and a journal of the rows that are safely there.
 
-    The journal has a line that describes the run, then one per checkpoint: images done, rows written, images damaged
-    since the last. A checkpoint is noted when its rows are on the disk; what is beyond the last is cut off on resuming.
+    The first line of the journal describes the run; each other line is a checkpoint: images done, rows written, images
+    damaged since the last. A checkpoint is noted once its rows are on the disk; resuming cuts off rows beyond the last.
     """
 
     def __init__(self, output: str, run: dict[str, Any], resume: bool):
@@ -248,7 +249,7 @@ class _File(_Memory):
         self.journal = open(self.journal_path, "a+b")
         try:
             lock(self.journal, self.output, self.journal_path)
-            open(self.partial, "ab").close()  # so that it exists
+            open(self.partial, "ab").close()  # creates it if it is missing
             self.file = open(self.partial, "r+b")
             try:
                 self._continue()
@@ -267,16 +268,16 @@ class _File(_Memory):
         value: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
-        if error and not self.rows_noted:  # nothing is worth keeping
+        if error and not self.rows_noted:  # there is nothing worth keeping
             os.unlink(self.partial)
             os.unlink(self.journal_path)
         self.file.close()
         self.journal.close()
 
     def _continue(self) -> None:
-        """Finds where the journal ends, and cuts off what is beyond; or starts anew."""
+        """Continues at the last checkpoint and cuts off the rows beyond it, or starts anew."""
         self.journal.seek(0)
-        lines = self.journal.read().split(b"\n")[:-1]  # what follows the last newline was not written whole
+        lines = self.journal.read().split(b"\n")[:-1]  # text after the last newline is half a line
         notes = [json.loads(line) for line in lines]
         if self.resume and len(notes) > 1 and os.path.getsize(self.partial) >= self._size(notes[-1]["rows"]):
             self._require_same_run(notes[0])
@@ -298,13 +299,13 @@ class _File(_Memory):
         reasons = [f"{key} {old[key]} then, {new[key]} now" for key in keys if old[key] != new[key]]
         if (old["images"], old["count"]) != (new["images"], new["count"]):
             reasons.append(f"other images ({old['count']} then, {new['count']} now)")
-        tolerance = 1e-5 * np.abs(new["probe"]).max()  # of a GPU that chose other kernels this time
+        tolerance = 1e-5 * np.abs(new["probe"]).max()  # a GPU may choose other kernels this time
         if len(old["probe"]) != len(new["probe"]) or not np.allclose(old["probe"], new["probe"], 0, tolerance):
             reasons.append("another model or preprocessing")
         if reasons:
             raise ValueError(
                 f"an earlier run for {self.output} was interrupted, and differs from this one: {'; '.join(reasons)}. "
-                "Run it again as it was to continue it, or with resume=False to start anew"
+                "Repeat its arguments to continue it, or give resume=False to start anew"
             )
 
     def add(self, rows: np.ndarray, batch: Batch) -> None:
@@ -341,7 +342,7 @@ class _File(_Memory):
         return load_features(self.output)
 
     def _write_npy(self, paths: list[Name]) -> None:
-        """Renames the file, with no moment when features have the paths of others beside them."""
+        """Renames the file; at no moment do the features have the paths of other images beside them."""
         with replacing(_json_of(self.output)) as (file, _):
             file.write(json.dumps({"paths": paths, "damaged": self.damaged}, indent=0).encode())
             file.flush()
@@ -382,16 +383,16 @@ def search(
     """Finds the images nearest to a text or to an image.
 
     Args:
-        model: from `load`: the one that made the features.
+        model: model from `load` that made the features.
         preprocess: from `load`.
         features: [N, E], normalised or not, as `embed` and `load_features` return them. An array in a file is read in
             pieces: it may be larger than the memory.
-        paths: N names of the images.
+        paths: names of the N images.
         query: a text, if it is a string; an image, if it is a `pathlib.Path`, a PIL image or a uint8 array.
-        top_k: number of images to return, at most.
+        top_k: largest number of images to return.
 
     Returns:
-        A list of `Match`, the best first.
+        The images found, the best first.
 
     Raises:
         ValueError: if the features do not fit the model or the paths, or the image cannot be read.
@@ -404,7 +405,7 @@ def search(
             f"{len(paths)} paths, as wide as the model's embedding"
         )
     if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it is at least 1")
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
     best_rows, best_scores = np.empty(0, np.int64), np.empty(0, np.float32)
     step = max(1, _CHUNK // (4 * len(target)))
     for start in range(0, len(features), step):
@@ -412,7 +413,7 @@ def search(
         scores = chunk @ target / np.linalg.norm(chunk, axis=1)  # [C]
         rows = np.concatenate([best_rows, np.arange(start, start + len(chunk))])
         scores = np.concatenate([best_scores, scores])
-        best = np.lexsort([rows, -scores])[:top_k]  # of equal ones, the first
+        best = np.lexsort([rows, -scores])[:top_k]  # equal scores in the order of rows
         best_rows, best_scores = rows[best], scores[best]
     return [Match(paths[row], float(score)) for row, score in zip(best_rows, best_scores)]
 
@@ -421,7 +422,7 @@ def _query_feature(model: Encoder, preprocess: Callable[[Any], Any], query: Any)
     """The feature [E] of a text or an image, of length 1."""
     with inference(model):
         if isinstance(query, str):
-            feature = model.encode_text(tokenize(query, model.context_length))[0].astype("float32").numpy()  # [E]
+            feature = text_features(model, [query])[0].astype(np.float32)  # [E]
         else:
             feature = _rows(model, np.asarray(preprocess(query))[None])[0]  # [E]
-    return feature / np.linalg.norm(feature)
+    return unit(feature)

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn, Optional, Union
 
 import numpy as np
-import paddle
 
+from .arrays import is_tensor
 from .checkpoints.files import StrPath
 from .threads import available_cores
 
@@ -124,7 +124,7 @@ def batches(
     def load(index: int) -> tuple[np.ndarray, Any]:
         item = items[index]
         image, *rest = item if isinstance(item, (tuple, list)) else (item,)
-        ready = isinstance(image, paddle.Tensor) or (isinstance(image, np.ndarray) and image.dtype.kind == "f")
+        ready = is_tensor(image) or (isinstance(image, np.ndarray) and image.dtype.kind == "f")
         return np.asarray(image if ready else to_array(image)), rest[0] if rest else None
 
     def collect(begin: int, futures: list[Future[tuple[np.ndarray, Any]]]) -> Batch:

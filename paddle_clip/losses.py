@@ -24,14 +24,14 @@ class ContrastiveLoss(nn.Layer):
 
         Args:
             image_features: [B, E], normalised or not, in any floating-point dtype.
-            text_features: [B, E], likewise.
-            logit_scale: 0-d, the logarithm of the factor, such as `model.logit_scale`.
+            text_features: [B, E], like `image_features`.
+            logit_scale: 0-d logarithm of the factor on similarities, such as `model.logit_scale`.
 
         Returns:
-            A 0-d loss, in float32 for half-precision features.
+            The loss, 0-d, in float32 for half-precision features.
 
         Raises:
-            ValueError: if there are not as many images as texts.
+            ValueError: if images and texts differ in number.
         """
         if image_features.shape[0] != text_features.shape[0]:
             raise ValueError(
@@ -47,6 +47,6 @@ class ContrastiveLoss(nn.Layer):
 
     @staticmethod
     def clamp(logit_scale: Tensor) -> None:
-        """Sets the parameter `logit_scale` to ln 100 where it is above."""
+        """Lowers the parameter `logit_scale` to ln 100 if it is above."""
         with paddle.no_grad():
             logit_scale.set_value(logit_scale.clip(max=MAX_LOGIT_SCALE))

@@ -1,4 +1,4 @@
-"""(image, caption) pairs from a CSV file, a folder of captioned images, or a folder per class."""
+"""Reads (image, caption) pairs from a CSV file, a folder of captioned images, or a folder per class."""
 
 import csv
 import os
@@ -14,21 +14,21 @@ Pair = tuple[str, str]  # path of an image, caption
 
 
 def read_pairs(path: StrPath, template: str = TEMPLATE) -> list[Pair]:
-    """The (image, caption) pairs a data set consists of.
+    """Reads the (image, caption) pairs of a data set.
 
     Args:
-        path: one of
+        path: path of one of
             a CSV file with the columns `image`, paths relative to the file, and `caption`; others are ignored;
             a folder of images, each with its caption in a text file of the same name, such as dog.jpg and dog.txt;
             a folder of one folder per class, whose name, `_` standing for a space, is put into the template.
         template: caption of a class, in which `{}` stands for its name.
 
     Returns:
-        A list of (path, caption); those of a folder are sorted by path.
+        (path, caption) of each pair; pairs of a folder are sorted by path.
 
     Raises:
         ValueError: if there are no pairs, columns, captions or images are missing, or the template has no `{}`.
-        OSError: if it cannot be read.
+        OSError: if a file or folder cannot be read.
     """
     path = os.fspath(path)
     pairs = _pairs_of_folder(path, template) if os.path.isdir(path) else _pairs_of_csv(path)
@@ -58,7 +58,7 @@ def _pairs_of_folder(folder: str, template: str) -> list[Pair]:
     texts = [os.path.splitext(image)[0] + ".txt" for image in images]
     captioned = [os.path.isfile(text) for text in texts]
     if any(captioned):
-        bare = [image for image, told in zip(images, captioned) if not told]
+        bare = [image for image, has_caption in zip(images, captioned) if not has_caption]
         _require_none(bare, "images of {} have no text file of the same name", folder)
         return [(image, _read_text(text)) for image, text in zip(images, texts)]
     if "{}" not in template:

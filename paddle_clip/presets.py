@@ -1,4 +1,4 @@
-"""The nine published architectures: one frozen config each, one table, one factory function each."""
+"""The nine published architectures: a table of frozen configs, and a factory function for each."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Optional
@@ -34,12 +34,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Preset:
-    """A row of the table."""
+    """A row of the table: an architecture and its published file."""
 
-    name: str  # OpenAI's
-    file: str  # OpenAI's
-    sha256: Optional[str]  # of that file; None where it is in the package
-    parameters: int  # trainable numbers, exactly
+    name: str  # OpenAI's name
+    file: str  # name of OpenAI's file
+    sha256: Optional[str]  # SHA-256 of that file; None if it is in the package
+    parameters: int  # number of trainable numbers
     config: CLIPConfig
 
 
@@ -109,7 +109,7 @@ PRESETS = (
     ),
 )
 
-# Not OpenAI's: trained by examples/train_tiny.py on pictures of coloured shapes, and in the package.
+# The model in the package, which examples/train_tiny.py trained on pictures of coloured shapes.
 TINY = Preset("tiny", "clip_tiny.pt", None, 3_886_911, CLIPConfig(64, 64, (2, 2, 2, 1), 10, None, 64, 1, 3))
 
 
@@ -117,7 +117,7 @@ def preset(name: str) -> Preset:
     """The table's row for one of OpenAI's model names, such as "RN50" or "ViT-B/32".
 
     Raises:
-        ValueError: if there is no such model; the message lists those there are.
+        ValueError: if there is no such model; the message lists the known ones.
     """
     for row in PRESETS:
         if row.name == name:
@@ -126,14 +126,14 @@ def preset(name: str) -> Preset:
 
 
 def preset_of(config: CLIPConfig) -> Optional[Preset]:
-    """The row, of the table or `TINY`, of exactly the sizes of `config` and any activation; None if there is none."""
+    """The row, of the table or `TINY`, that has exactly the sizes of `config`, whatever its activation, or None."""
     rows = (*PRESETS, TINY)
     return next((row for row in rows if row.config == replace(config, activation=row.config.activation)), None)
 
 
 def build(config: CLIPConfig) -> "CLIP":
     """A `CLIP` of the given sizes with random weights, in train mode."""
-    from .model import CLIP  # here and not above: reading the table and converting files need no Paddle
+    from .model import CLIP  # imported here: reading the table and converting files need no Paddle
 
     return CLIP(**asdict(config))
 

@@ -15,10 +15,10 @@ class LinearProbe:
     """A linear classifier on image features; `linear_probe` makes one.
 
     Attributes:
-        weight: [E, K], float32 or float64, as the features it was fitted on.
+        weight: [E, K], in the dtype of the features it was fitted on, float32 or float64.
         bias: [K].
         classes: the K labels, strings or whole numbers.
-        C: the inverse of the regularisation it was fitted with.
+        C: inverse of the regularisation it was fitted with.
     """
 
     def __init__(self, weight: np.ndarray, bias: np.ndarray, classes: np.ndarray, C: float):
@@ -38,7 +38,7 @@ class LinearProbe:
         return self.classes[self.predict_proba(features).argmax(axis=1)]
 
     def score(self, features: Any, labels: Any) -> float:
-        """The share of features [N, E] whose label is the most probable one."""
+        """The share of features [N, E] whose label the probe finds most probable."""
         return float(np.mean(self.predict(features) == np.asarray(labels)))
 
     def save(self, path: StrPath) -> None:
@@ -53,11 +53,11 @@ class LinearProbe:
 
     @classmethod
     def load(cls, path: StrPath) -> "LinearProbe":
-        """Reads what `save` wrote; nothing in the file is run.
+        """Reads a probe that `save` wrote; nothing in the file is run.
 
         Raises:
             ValueError: if the file is not a probe.
-            OSError: if it cannot be read.
+            OSError: if the file cannot be read.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -76,26 +76,25 @@ def linear_probe(
 ) -> LinearProbe:
     """Fits logistic regression on image features (paper, section 3.2 and appendix A.3), with scikit-learn's L-BFGS.
 
-    Without a `C`, the one that classifies held-out images best is sought as in the paper: first at seven values from
-    1e-6 to 1e6, then around the best one in steps that are halved down to an eighth of a decade. The probe is fitted on
-    all images at the end. The paper takes features from before the final projection, OpenAI's example those of
-    `encode_image`, which are these.
+    Without a `C`, the best one for held-out images is chosen as in the paper: first among seven values from 1e-6 to
+    1e6, then around the best one in steps halved down to an eighth of a decade. The probe is then fitted on all images.
+    The features are those of `encode_image`, as in OpenAI's example; the paper takes them before the projection.
 
     Args:
         features: [N, E], as `embed` returns them.
         labels: N strings or whole numbers.
-        C: the inverse of the regularisation, as in scikit-learn; None to choose it.
+        C: inverse of the regularisation, as in scikit-learn; None chooses it.
         validation: share of the images held out to choose C, drawn alike from every class; or a pair (features, labels)
             held out by the caller.
-        max_iter: L-BFGS iterations at most.
-        seed: of the draw.
+        max_iter: largest number of L-BFGS iterations.
+        seed: seed of the draw of held-out images.
 
     Returns:
-        `LinearProbe`.
+        The probe.
 
     Raises:
-        ValueError: if there are not as many labels as features, fewer than two classes, or too few images of a class to
-            hold some out.
+        ValueError: if labels and features differ in number, or there are fewer than two classes, or too few images of a
+            class to hold some out.
         ImportError: if scikit-learn is missing, which the extra `probe` installs.
     """
     require("probe")
@@ -109,7 +108,7 @@ def linear_probe(
         else:
             train, held_out = (features, labels), tuple(validation)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of values of C that will hardly be chosen
+            warnings.simplefilter("ignore", ConvergenceWarning)  # for values of C that will hardly be chosen
             C = _best_C(lambda C: _fit(*train, C, max_iter).score(*held_out))
     return _fit(features, labels, C, max_iter)
 
@@ -146,20 +145,20 @@ def _fit(features: Any, labels: Any, C: float, max_iter: int) -> LinearProbe:
 
     model = LogisticRegression(C=C, max_iter=max_iter).fit(features, labels)
     weight, bias = model.coef_.T, model.intercept_  # [E, K], [K]
-    if weight.shape[1] == 1:  # scikit-learn has one column for two classes, for the second
+    if weight.shape[1] == 1:  # for two classes scikit-learn has one column, that of the second
         weight, bias = np.concatenate([0 * weight, weight], axis=1), np.concatenate([0 * bias, bias])
     return LinearProbe(weight, bias, model.classes_, C)
 
 
 def _best_C(score: Callable[[float], float]) -> float:
-    """The power of ten of the highest score, to an eighth of a decade (paper, appendix A.3)."""
+    """The power of ten with the highest score, to an eighth of a decade (paper, appendix A.3)."""
     scores: dict[float, float] = {}
 
     def best(exponents: Iterable[float]) -> float:
         for exponent in exponents:
             if exponent not in scores:
                 scores[exponent] = score(10.0**exponent)
-        # Of equal ones that nearest to C = 1.
+        # Of equal scores, the C nearest to 1 wins.
         return max(scores, key=lambda exponent: (scores[exponent], -abs(exponent)))
 
     peak = best(range(-6, 7, 2))

@@ -11,10 +11,9 @@ from typing import Any, Union
 
 import ftfy
 import numpy as np
-import paddle
 import regex
-from paddle import Tensor
 
+from .arrays import as_tensor
 from .extras import ZLIB_IS_BROKEN
 
 _MERGES = os.path.join(os.path.dirname(__file__), "data", "bpe_simple_vocab_16e6.txt.gz")
@@ -22,7 +21,7 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
-_CACHED = 1 << 16  # pieces of text between spaces, of which captions repeat the most
+_CACHED = 1 << 16  # pieces of text between spaces; captions repeat most of them
 
 
 class SimpleTokenizer:
@@ -44,7 +43,7 @@ class SimpleTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end."""
-        if not (text.isascii() and text.isprintable()) or "&" in text:  # else nothing is for ftfy or html to mend
+        if not (text.isascii() and text.isprintable()) or "&" in text:  # else ftfy and html change nothing
             text = html.unescape(html.unescape(ftfy.fix_text(text)))
             text = regex.sub(r"\s+", " ", text).strip()
         ids: list[int] = []
@@ -62,7 +61,7 @@ class SimpleTokenizer:
         return tuple(id for word in _WORDS.findall(piece) for id in self._encode_word(word))
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
-        """Merges the most frequent pair of neighbours until none is left that has a merge."""
+        """The ids of a word: the most frequent pair of neighbours is merged until no pair has a merge."""
         if word in (_START, _END):
             return (self.encoder[word],)
         parts = [self._byte_characters[byte] for byte in word.encode("utf-8")]
@@ -101,21 +100,26 @@ def _tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer()
 
 
-def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False) -> Tensor:
+def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False) -> Any:
     """The padded token ids of texts (OpenAI's `clip.tokenize`).
 
     Args:
         texts: one string or a list of N strings.
-        context_length: tokens per row, start and end included; 77 for every published model.
-        truncate: cut texts that are too long, keeping the end token, instead of raising.
+        context_length: number of tokens per row, start and end included; 77 for every published model.
+        truncate: whether to cut texts that are too long, before their end token, instead of raising.
 
     Returns:
-        int64 Tensor [N, context_length], padded with 0.
+        Ids [N, context_length] in int64, padded with 0.
 
     Raises:
-        RuntimeError: if a text is too long and `truncate` is false, as OpenAI's does.
+        RuntimeError: if a text is too long and `truncate` is false, as in OpenAI's code.
         TypeError: if `texts` is not a string or a list of strings.
     """
+    return as_tensor(token_ids(texts, context_length, truncate))
+
+
+def token_ids(texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False) -> np.ndarray:
+    """The ids of `tokenize` as an int64 array [N, context_length]."""
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         if not isinstance(text, str):
@@ -134,11 +138,11 @@ def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncat
                 )
             ids[context_length - 1 :] = [end]
         row[: len(ids)] = ids
-    return paddle.to_tensor(rows)
+    return rows
 
 
 def decode(tokens: Any) -> Union[str, list[str]]:
-    """The text of one row of `tokenize`, or a list of the texts of its rows: lower case, start, end and padding gone.
+    """The text of a row of `tokenize`, or the texts of its rows, in lower case without start, end and padding.
 
     Args:
         tokens: ids [L] or [N, L], a Tensor, array or list.

@@ -30,20 +30,20 @@ from .tokenizer import tokenize
 from .transforms import image_transform
 
 TOWERS = ("image", "text")
-# The paper's for vision transformers (table 18).
+# The paper's values for vision transformers (table 18).
 ADAM_BETAS = (0.9, 0.98)
 ADAM_EPSILON = 1e-6
 
 
 class Step(NamedTuple):
-    """What one optimiser step did."""
+    """The result of one optimiser step."""
 
     step: int  # counted from 1, over all epochs
-    steps: int  # of the whole training
+    steps: int  # number of steps of the training
     epoch: int  # counted from 1
-    loss: float  # of the whole batch, before the step
+    loss: float  # loss of the whole batch before the step
     learning_rate: float
-    logit_scale: float  # after the step
+    logit_scale: float  # value after the step
 
 
 def finetune(
@@ -70,43 +70,43 @@ def finetune(
 ) -> list[Step]:
     """Trains a model further with CLIP's own loss (paper, section 2.3), in place.
 
-    Each epoch draws the pairs in an order that `seed` and the epoch alone tell, and drops the last ones where they do
-    not fill a batch. Captions longer than the model's context are cut. Batch norms stay in eval mode, so that small
-    batches do not shift their statistics and a batch may be worked through in parts; their gains and biases are
-    trained. The optimiser is AdamW with the paper's betas, the learning rate rises linearly and falls along a cosine.
+    Each epoch draws the pairs in an order that depends on `seed` and the epoch alone, and drops the last ones if they
+    do not fill a batch. Captions longer than the model's context are cut. Batch norms stay in eval mode, so that small
+    batches do not shift their statistics and a batch may be processed in parts; their gains and biases are trained. The
+    optimiser is AdamW with the paper's betas; the learning rate rises linearly and falls along a cosine.
 
     Args:
         model: a float32 `CLIP`. It is in eval mode afterwards.
         pairs: a list of (image, caption), as `pairs.read_pairs` returns it; an image is whatever `preprocess` takes.
-        output: file for the trained weights, see `save`. Beside it, and only while training, is a checkpoint,
-            `output` with the extension `.checkpoint.safetensors`, which `load` takes too.
-        preprocess: image -> Tensor [3, R, R]; by default OpenAI's preprocessing. Where it draws random numbers, a
-            resumed training is not identical to an uninterrupted one.
-        epochs: passes over the pairs.
-        batch_size: pairs that go through the model at once.
-        accumulate: how many times as many pairs make up the batch of one step. The loss compares each pair of them
-            with all others, as if they were on the device together, for the time of one more forward pass.
-        learning_rate: the highest learning rate.
-        warmup: the part of all steps over which it rises, between 0 and 1.
-        weight_decay: of everything but gains, biases, the class embedding and `logit_scale`.
-        clip_norm: the largest norm of all gradients together; None does not limit it.
-        freeze: "image" or "text", the tower that is not trained; None trains both.
-        amp: "float16" or "bfloat16", on a GPU: what matrix products are computed in; weights stay float32.
-        seed: tells the order of the pairs.
-        save_every: steps between checkpoints; by default one epoch.
-        resume: go on from the checkpoint, if there is one. The result is bit for bit that of a training nobody
-            interrupted; on a GPU, only if the environment sets FLAGS_cudnn_deterministic and
+        output: path for the trained weights, see `save`. While training, a checkpoint is kept beside it, at `output`
+            with the extension `.checkpoint.safetensors`; `load` reads it too.
+        preprocess: image -> Tensor [3, R, R]; by default OpenAI's preprocessing. If it draws random numbers, a resumed
+            training is not identical to an uninterrupted one.
+        epochs: number of passes over the pairs.
+        batch_size: number of pairs that go through the model at once.
+        accumulate: number of such batches that make up the batch of one step. The loss compares each pair with all
+            others of the step, as if they were on the device together, for the time of one more forward pass.
+        learning_rate: highest learning rate.
+        warmup: share of all steps, from 0 to 1, over which the learning rate rises.
+        weight_decay: decay of all parameters but gains, biases, the class embedding and `logit_scale`.
+        clip_norm: largest norm of all gradients together; None does not limit it.
+        freeze: tower that is not trained, "image" or "text"; None trains both.
+        amp: dtype of matrix products on a GPU, "float16" or "bfloat16"; weights stay float32.
+        seed: seed of the order of the pairs.
+        save_every: number of steps between checkpoints; by default one epoch.
+        resume: whether to continue from the checkpoint, if there is one. The result equals that of an uninterrupted
+            training bit for bit; on a GPU only if the environment sets FLAGS_cudnn_deterministic and
             FLAGS_embedding_deterministic to 1.
-        workers: threads that read and prepare images; by default one per core, eight at most.
+        workers: number of threads that read and prepare images; by default one per core, eight at most.
         logdir: folder for VisualDL's log (the extra `visualdl`).
-        on_step: called with a `Step` after each one.
+        on_step: function called with each `Step`.
 
     Returns:
-        The list of `Step`s done; those before a resumption are not in it.
+        The steps that this call did, without those before a resumption.
 
     Raises:
         ValueError: if an argument is out of range, there are fewer pairs than one batch takes, an image cannot be
-            read, or there is a checkpoint that `resume` does not ask for, or one of other arguments or pairs.
+            read, or there is a checkpoint that `resume` does not ask for, or one with other arguments or pairs.
         CheckpointError: if the checkpoint cannot be used.
         FileNotFoundError: if there is no folder for the output.
         FloatingPointError: if the loss is not finite. The last checkpoint remains.
@@ -132,7 +132,7 @@ def finetune(
     checkpoint = f"{os.path.splitext(os.fspath(output))[0]}.checkpoint.safetensors" if output else None
     if checkpoint and os.path.exists(checkpoint) and not resume:
         raise ValueError(
-            f"{checkpoint} is of an unfinished training: continue it with resume=True, or delete it to start anew"
+            f"{checkpoint} is of an unfinished training: give resume=True to continue, or delete the file to start anew"
         )
     pairs_of_step = batch_size * accumulate
     steps_of_epoch = len(pairs) // pairs_of_step
@@ -170,7 +170,7 @@ def finetune(
 
 
 class _Lazy:
-    """A sequence whose items are made when they are asked for."""
+    """A sequence that makes its items when they are read."""
 
     def __init__(self, length: int, item: Callable[[int], Any]):
         self.length, self.item = length, item
@@ -193,7 +193,7 @@ def _drawn(pairs: Sequence[tuple[Any, str]], steps: int, pairs_of_step: int, see
     return _Lazy(steps * pairs_of_step, pair)
 
 
-@functools.lru_cache(2)  # the batches read ahead may be of the next epoch
+@functools.lru_cache(2)  # batches that are read ahead may belong to the next epoch
 def _order(count: int, seed: int, epoch: int) -> list[int]:
     """The order in which an epoch takes the pairs."""
     return np.random.default_rng([seed, epoch]).permutation(count).tolist()
@@ -211,7 +211,7 @@ def _step(
     freeze: Optional[str],
     amp: Optional[str],
 ) -> float:
-    """One step of the optimiser; returns the loss before it."""
+    """Makes one step of the optimiser and returns the loss before it."""
     tokens = tokenize(batch.labels, model.context_length, truncate=True)  # [W, L]
     parts = [slice(first, first + batch_size) for first in range(0, len(batch.labels), batch_size)]
     loss_function = ContrastiveLoss()
@@ -225,7 +225,7 @@ def _step(
         ),
         scaler.scale,
     )
-    with paddle.utils.unique_name.guard():  # what Paddle appends to the names of moments counts from 0
+    with paddle.utils.unique_name.guard():  # the numbers Paddle appends to names of moments start at 0
         scaler.step(optimizer)
     scaler.update()
     optimizer.clear_grad()
@@ -249,25 +249,25 @@ def backward(
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> float:
-    """Adds to the parameters the gradients of the loss over one batch, of which one part at a time is on its way.
+    """Adds the gradients of the loss over one batch to the parameters, with one part of it in memory at a time.
 
-    The features of all parts are computed first, without what their gradients would need; the loss over them gives
-    the gradient of each feature; then each part goes through the model again, and back (Gao et al. 2021, "Scaling deep
+    The features of all parts are computed first, without gradients; the loss over them gives the gradient of each
+    feature; then each part goes through the model again, forward and backward (Gao et al. 2021, "Scaling deep
     contrastive learning batch size under memory limited setup", arXiv:2101.06983).
 
     Args:
         model: a `CLIP` in eval mode.
-        loss_function: of image features, text features and `logit_scale`.
-        parts: a list of (images [B, 3, R, R], tokens [B, L]).
-        freeze: "image", "text" or None, the tower that needs no gradients.
-        autocast: makes the context the towers run in.
-        scale: is applied to the loss before the gradients are computed.
+        loss_function: function of image features, text features and `logit_scale`.
+        parts: pairs of images [B, 3, R, R] and tokens [B, L].
+        freeze: tower that needs no gradients, "image" or "text", or None.
+        autocast: function that makes the context the towers run in.
+        scale: function applied to the loss before the gradients are computed.
 
     Returns:
-        The loss, a float.
+        The loss.
 
     Raises:
-        FloatingPointError: if it is not finite; no gradient is computed then.
+        FloatingPointError: if the loss is not finite; no gradient is computed then.
     """
 
     def encode(inputs: Tensor, tower: str) -> Tensor:
@@ -278,7 +278,7 @@ def backward(
     features: dict[str, Tensor] = {}
     for tower, inputs in zip(TOWERS, zip(*parts)):
         if tower in trained and len(parts) == 1:
-            features[tower] = encode(inputs[0], tower)  # [B, E], the loss leads straight back
+            features[tower] = encode(inputs[0], tower)  # [B, E], with what its gradients need
             continue
         with paddle.no_grad():
             features[tower] = paddle.concat([encode(part, tower).astype("float32") for part in inputs])  # [W, E]
@@ -287,8 +287,8 @@ def backward(
     value = float(loss)
     if not math.isfinite(value):
         raise FloatingPointError(
-            f"the loss is {value}. What helps: a lower learning rate, a longer warm-up, clip_norm=1; with "
-            "amp='float16', amp='bfloat16' or none. Or the weights were not finite to begin with"
+            f"the loss is {value}. Try a lower learning rate, a longer warm-up, clip_norm=1, or amp='bfloat16' or none "
+            "in place of amp='float16'; and check that the weights were finite before"
         )
     scale(loss).backward()
     if len(parts) > 1:
@@ -296,18 +296,18 @@ def backward(
             gradient_of_all = features[tower].grad  # [W, E]
             assert gradient_of_all is not None
             for part, gradient in zip(parts, gradient_of_all.split(len(parts))):
-                again = encode(part[TOWERS.index(tower)], tower)
-                paddle.autograd.backward([again], [gradient.astype(again.dtype)])
+                feature = encode(part[TOWERS.index(tower)], tower)  # [B, E], now with what its gradients need
+                paddle.autograd.backward([feature], [gradient.astype(feature.dtype)])
     return value
 
 
 def decays(parameter: Tensor) -> bool:
-    """Whether weight decay applies: to matrices and kernels, not to gains, biases, class embedding and temperature."""
+    """Whether a parameter decays: matrices and kernels do; gains, biases, class embedding and temperature do not."""
     return len(parameter.shape) > 1
 
 
 def _trained(model: CLIP, freeze: Optional[str]) -> list[Tensor]:
-    """The parameters of what is not frozen; `logit_scale` always is among them."""
+    """The parameters that are not frozen; `logit_scale` is always among them."""
     frozen: set[int] = set()
     if freeze:
         image = {id(parameter) for parameter in model.visual.parameters()}
@@ -331,7 +331,7 @@ def _optimizer(parameters: list[Tensor], weight_decay: float, clip_norm: Optiona
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
-# One safetensors file: the model's tensors as model.*, the optimiser's as optimizer.*, the rest in its metadata.
+# A checkpoint is a safetensors file: the model's tensors as model.*, the optimiser's as optimizer.*, metadata.
 
 
 def _save_checkpoint(
@@ -345,7 +345,7 @@ def _save_checkpoint(
     arrays = {f"model.{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
     our_names = {parameter.name: name for name, parameter in model.named_parameters()}
     for key, tensor in optimizer.state_dict().items():
-        if isinstance(tensor, Tensor):  # named parameter_moment1_0 by Paddle, whose names change from run to run
+        if isinstance(tensor, Tensor):  # Paddle's parameter_moment1_0, whose first part changes from run to run
             parameter = next(name for name in our_names if key.startswith(f"{name}_"))
             arrays[f"optimizer.{our_names[parameter]}.{key[len(parameter) + 1 :]}"] = tensor.numpy()
     scaling = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
@@ -357,7 +357,7 @@ def _save_checkpoint(
 def _resume(
     path: str, model: CLIP, optimizer: Optimizer, scaler: paddle.amp.GradScaler, settings: dict[str, Any]
 ) -> int:
-    """Puts a checkpoint's state into model, optimiser and scaler; returns how many steps it has done."""
+    """Puts a checkpoint's state into model, optimiser and scaler; returns the number of steps done."""
     if not os.path.exists(path):
         return 0
     checkpoint = read(path)
@@ -373,7 +373,7 @@ def _resume(
     different = sorted(name for name in settings if earlier.get(name) != settings[name])
     if different:
         listed = ", ".join(f"{name} was {earlier.get(name)} and is {settings[name]}" for name in different)
-        raise ValueError(f"{path} is of another training: {listed}. Resume with what was, or delete it to start anew")
+        raise ValueError(f"{path} is of another training: {listed}. Give the old values, or delete it to start anew")
 
     def part(prefix: str) -> dict[str, np.ndarray]:
         return {name[len(prefix) :]: array for name, array in checkpoint.items() if name.startswith(prefix)}
@@ -384,7 +384,7 @@ def _resume(
     for name, array in part("optimizer.").items():
         parameter, _, accumulator = name.rpartition(".")
         if parameter not in parameters:
-            raise CheckpointError(f"{path} has an optimiser's {name}, which this model has not; delete it")
+            raise CheckpointError(f"{path} has optimiser state for {name}, which this model lacks; delete it")
         accumulators[f"{parameters[parameter].name}_{accumulator}"] = paddle.to_tensor(np.array(array))
     optimizer.set_state_dict(accumulators)
     if scaling:
@@ -406,7 +406,7 @@ def _require_sound(
         _require(settings[name] >= 0, name, settings[name], "it must be at least 0")
     clip_norm, warmup = settings["clip_norm"], settings["warmup"]
     _require(clip_norm is None or clip_norm > 0, "clip_norm", clip_norm, "it must be above 0, or None for no limit")
-    _require(0 <= warmup <= 1, "warmup", warmup, "it is a part of all steps, between 0 and 1")
+    _require(0 <= warmup <= 1, "warmup", warmup, "it must be a share of all steps, between 0 and 1")
     for name, choices in (("freeze", TOWERS), ("amp", HALF_DTYPES)):
         if settings[name] is not None and settings[name] not in choices:
             raise ValueError(f"{name} is {settings[name]!r}; choose one of {', '.join(choices)}, or None")
@@ -420,7 +420,7 @@ def _require_sound(
     if len(pairs) < settings["batch_size"] * settings["accumulate"]:
         raise ValueError(
             f"{len(pairs)} pairs do not fill one batch of {settings['batch_size'] * settings['accumulate']} "
-            f"(batch_size {settings['batch_size']} x accumulate {settings['accumulate']}); lower these"
+            f"(batch_size={settings['batch_size']} x accumulate={settings['accumulate']}); lower these"
         )
 
 

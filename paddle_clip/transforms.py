@@ -4,9 +4,9 @@ import os
 from typing import Any
 
 import numpy as np
-import paddle
-from paddle import Tensor
 from PIL import Image
+
+from .arrays import as_tensor
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -33,8 +33,8 @@ class ImageTransform:
         scaled = np.arange(256, dtype=np.float32) / np.float32(255)  # [256]
         self._values = (scaled - np.array(MEAN, np.float32)[:, None]) / np.array(STD, np.float32)[:, None]  # [3, 256]
 
-    def __call__(self, image: Any) -> Tensor:
-        return paddle.to_tensor(self.array(image))  # [3, R, R]
+    def __call__(self, image: Any) -> Any:
+        return as_tensor(self.array(image))  # [3, R, R]
 
     def array(self, image: Any) -> np.ndarray:
         """The same as a numpy array, for worker threads: they need not touch Paddle."""

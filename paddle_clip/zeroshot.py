@@ -1,4 +1,4 @@
-"""Classification without training, by texts (paper, section 3.1): prompts, classifiers, accuracy.
+"""Zero-shot classification, by texts instead of training (paper, section 3.1): prompts, classifiers, accuracy.
 
 For example:
 
@@ -14,23 +14,21 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
-import paddle
-import paddle.nn.functional as F
-from paddle import Tensor
 from tqdm import tqdm
 
+from .arrays import as_tensor
 from .checkpoints.files import StrPath
 from .defaults import BATCH_SIZE, LABELS_SHOWN, TEMPLATE
-from .encoding import Encoder, encode, inference, progress_bar, unit
+from .encoding import Encoder, encode_images, encode_tokens, inference, logit_factor, progress_bar, takes_arrays, unit
 from .images import Name, as_images, batches, image_files, warn_of_damage
-from .tokenizer import tokenize
+from .tokenizer import token_ids
 
 ClassNames = Iterable[Union[str, Sequence[str]]]  # a class with several names is a list of them
 Template = Union[str, Callable[[str], str]]  # a text with {} for the name, or a function of the name
 Templates = Union[Template, Sequence[Template]]
 
 _PROMPTS = os.path.join(os.path.dirname(__file__), "data", "prompts.json")
-_TEXTS_AT_ONCE = 1 << 14  # tokenized and held as features, of however many
+_TEXTS_AT_ONCE = 1 << 14  # texts that are tokenized and held as features together
 
 
 class Prediction(NamedTuple):
@@ -41,7 +39,7 @@ class Prediction(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """What `evaluate` returns.
+    """Zero-shot accuracy on labelled images.
 
     Attributes:
         top1: share of images whose class came first.
@@ -52,7 +50,7 @@ class Accuracy(NamedTuple):
 
     top1: float
     top5: float
-    count: int  # type: ignore[assignment]  # in place of the method of tuples
+    count: int  # type: ignore[assignment]  # it hides the method of tuples
     damaged: list[tuple[Name, str]]
 
 
@@ -66,7 +64,7 @@ def _prompts() -> dict[str, Any]:
 
 
 def available_prompts() -> list[str]:
-    """Names of the data sets whose class names and templates `prompts` returns."""
+    """The names of the data sets that `prompts` knows."""
     return list(_prompts())
 
 
@@ -81,7 +79,7 @@ def prompts(name: str) -> tuple[list[Union[str, list[str]]], list[str]]:
         `{}` for the name. A class with several names is a list of them, as `zero_shot_classifier` takes it.
 
     Raises:
-        ValueError: if there is no such data set; the message lists those there are.
+        ValueError: if there is no such data set; the message lists the known ones.
     """
     for known, found in _prompts().items():
         if known.lower() == name.lower():
@@ -98,44 +96,55 @@ IMAGENET_TEMPLATES: tuple[str, ...] = tuple(prompts("imagenet")[1])
 
 def encode_texts(
     model: Encoder, texts: Sequence[str], batch_tokens: int = 1024, progress: Optional[bool] = False
-) -> Tensor:
+) -> Any:
     """Encodes any number of texts.
 
     Texts of like length are encoded together, and a batch is no longer than its longest text: since attention is
-    causal, what follows the end of a text does not change its feature.
+    causal, tokens after the end of a text do not change its feature.
 
     Args:
         model: from `load`.
-        texts: a list of N strings.
-        batch_tokens: tokens encoded at once, padding included; 1024 was the fastest on a CPU.
-        progress: whether to show a bar; None: where standard error is a terminal.
+        texts: N texts.
+        batch_tokens: number of tokens encoded at once, padding included; 1024 was the fastest on a CPU.
+        progress: whether to show a bar; None shows it where standard error is a terminal.
 
     Returns:
-        [N, E] in the order of the texts, in the model's dtype, not normalised; of no texts [0, E].
+        Features [N, E] in the order of the texts, in the model's dtype, not normalised; [0, E] for no texts.
 
     Raises:
         RuntimeError: if a text is too long.
-        TypeError: if one is not a string.
+        TypeError: if a text is not a string.
     """
-    with inference(model), progress_bar(progress, total=len(texts), unit="text") as bar:
+    with progress_bar(progress, total=len(texts), unit="text") as bar:
+        features = as_tensor(text_features(model, texts, batch_tokens, bar))
+    # numpy lacks bfloat16: half precision became float32 on the way.
+    return features if takes_arrays(model) else features.astype(getattr(model, "dtype", features.dtype))
+
+
+def text_features(
+    model: Encoder, texts: Sequence[str], batch_tokens: int = 1024, bar: "Optional[tqdm[Any]]" = None
+) -> np.ndarray:
+    """The features of `encode_texts` as an array [N, E]; float32 from half precision."""
+    with inference(model):
         starts = range(0, len(texts), _TEXTS_AT_ONCE)
         parts = [_encode(model, texts[start : start + _TEXTS_AT_ONCE], batch_tokens, bar) for start in starts]
-        return paddle.concat(parts) if parts else paddle.zeros([0, model.embed_dim], model.logit_scale.dtype)
+    return np.concatenate(parts) if parts else np.zeros([0, model.embed_dim], np.float32)
 
 
-def _encode(model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "tqdm[Any]") -> Tensor:
+def _encode(model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "Optional[tqdm[Any]]") -> np.ndarray:
     """The features [N, E] of N texts that are all tokenized at once."""
-    tokens = tokenize(texts, model.context_length)  # [N, L]
-    lengths = tokens.argmax(axis=-1).numpy() + 1  # [N], end-of-text being the highest token
+    tokens = token_ids(texts, model.context_length)  # [N, L]
+    lengths = tokens.argmax(axis=-1) + 1  # [N], end-of-text is the highest token
     order = np.argsort(-lengths, kind="stable")
     features, first = [], 0
     while first < len(order):
         length = int(lengths[order[first]])
         chosen = order[first : first + max(1, batch_tokens // length)]
-        features.append(model.encode_text(tokens[:, :length].index_select(paddle.to_tensor(chosen))))  # [B, E]
+        features.append(encode_tokens(model, tokens[chosen, :length]))  # [B, E]
         first += len(chosen)
-        bar.update(len(chosen))
-    return paddle.concat(features).index_select(paddle.to_tensor(np.argsort(order)))
+        if bar:
+            bar.update(len(chosen))
+    return np.concatenate(features)[np.argsort(order)]
 
 
 def zero_shot_classifier(
@@ -144,15 +153,15 @@ def zero_shot_classifier(
     templates: Templates = IMAGENET_TEMPLATES,
     batch_tokens: int = 1024,
     progress: Optional[bool] = False,
-) -> Tensor:
-    """Makes the weights of a linear classifier on normalised image features of texts (paper, section 3.1.4).
+) -> Any:
+    """Makes the weights of a linear classifier of normalised image features from texts (paper, section 3.1.4).
 
     Each class name is put into each template; the features of these texts are normalised, averaged, and normalised
     again, as in OpenAI's Prompt_Engineering_for_ImageNet notebook.
 
     Args:
         model: from `load`.
-        classnames: K names; a class with several names is a list of them, whose texts are all averaged.
+        classnames: names of K classes; a class with several names is a list of them, whose texts are all averaged.
         templates: one or more strings with `{}` for the name, or functions of the name that return a text.
         batch_tokens: see `encode_texts`.
         progress: see `encode_texts`.
@@ -165,6 +174,17 @@ def zero_shot_classifier(
         ValueError: if there are no names or no templates, or a template has no `{}`.
         RuntimeError: if a text is too long.
     """
+    return as_tensor(_classifier(model, classnames, templates, batch_tokens, progress))
+
+
+def _classifier(
+    model: Encoder,
+    classnames: ClassNames,
+    templates: Templates,
+    batch_tokens: int = 1024,
+    progress: Optional[bool] = False,
+) -> np.ndarray:
+    """The weights of `zero_shot_classifier` as an array [E, K]."""
     names, fill = class_names(classnames), _templates(templates)
     texts = [[template(name) for name in of_class for template in fill] for of_class in names]
     classes_at_once = max(1, _TEXTS_AT_ONCE // max(map(len, texts)))
@@ -173,13 +193,13 @@ def zero_shot_classifier(
         for start in range(0, len(texts), classes_at_once):
             chosen = texts[start : start + classes_at_once]
             features = unit(_encode(model, [text for of_class in chosen for text in of_class], batch_tokens, bar))
-            for of_class in features.split([len(of_class) for of_class in chosen]):
+            for of_class in np.split(features, np.cumsum([len(of_class) for of_class in chosen[:-1]])):
                 columns.append(unit(of_class.mean(axis=0)))  # [E]
-        return paddle.stack(columns, axis=1)  # [E, K]
+    return np.stack(columns, axis=1)  # [E, K]
 
 
 def class_names(classnames: ClassNames) -> list[list[str]]:
-    """A list of the names of each class; raises ValueError if that is not what `classnames` gives."""
+    """A list of names for each class; raises ValueError if `classnames` has another form."""
     if isinstance(classnames, str):
         raise ValueError(f"class names are a list of strings; found the string {classnames!r}")
     names: list[list[Any]] = [list(name) if isinstance(name, (list, tuple)) else [name] for name in classnames]
@@ -192,11 +212,11 @@ def class_names(classnames: ClassNames) -> list[list[str]]:
 
 
 def _templates(templates: Templates) -> list[Callable[[str], str]]:
-    """Functions of a name that return a text."""
-    of_text = [templates] if isinstance(templates, str) or callable(templates) else list(templates)
-    if not of_text:
+    """The templates as functions that put a name into a text."""
+    given = [templates] if isinstance(templates, str) or callable(templates) else list(templates)
+    if not given:
         raise ValueError(f"there are no templates: give at least one, such as {TEMPLATE!r}")
-    return [template if callable(template) else _filled(template) for template in of_text]
+    return [template if callable(template) else _filled(template) for template in given]
 
 
 def _filled(template: str) -> Callable[[str], str]:
@@ -220,38 +240,42 @@ def classify(
         model: from `load`.
         preprocess: from `load`.
         images: one image, as a path, a PIL image or a uint8 array, or a list of them.
-        labels: names, as for `zero_shot_classifier`; a class with several names is called by the first.
-        templates: likewise.
-        top_k: number of labels to return for an image, at most.
+        labels: class names, see `zero_shot_classifier`; a class with several names is shown by its first.
+        templates: see `zero_shot_classifier`.
+        top_k: largest number of labels to return for an image.
         batch_size: images encoded at once.
 
     Returns:
-        For one image a list of `Prediction`, the most probable first; for a list of images a list of such lists.
-        Probabilities are over all labels and add up to 1.
+        The labels of one image, the most probable first, or a list of them for a list of images. Probabilities are over
+        all labels and add up to 1.
 
     Raises:
         ValueError: if there are no labels, a template has no `{}`, or an image cannot be read.
         RuntimeError: if a text is too long.
     """
     if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it is at least 1")
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
     many = isinstance(images, (list, tuple))
     names, items = as_images(list(images) if many else [images])
     classes = class_names(labels)
     results = []
     with inference(model):
-        classifier = zero_shot_classifier(model, classes, templates)  # [E, K]
+        classifier = _classifier(model, classes, templates)  # [E, K]
         with contextlib.closing(batches(preprocess, names, items, batch_size, on_error=None)) as read:
             for batch in read:
-                probabilities = F.softmax(_logits(model, batch.pixels, classifier), axis=-1)  # [B, K]
-                values, chosen = probabilities.topk(min(top_k, len(classes)))  # [B, k]
-                for row in zip(chosen.tolist(), values.tolist()):
-                    results.append([Prediction(classes[index][0], value) for index, value in zip(*row)])
+                for row in _softmax(_logits(model, batch.pixels, classifier)):  # [K]
+                    best = np.argsort(-row, kind="stable")[:top_k]
+                    results.append([Prediction(classes[index][0], float(row[index])) for index in best])
     return results if many else results[0]
 
 
-def _logits(model: Encoder, pixels: np.ndarray, classifier: Tensor) -> Tensor:
-    return model.logit_scale.exp().astype(classifier.dtype) * (encode(model, pixels) @ classifier)  # [B, K]
+def _logits(model: Encoder, pixels: np.ndarray, classifier: np.ndarray) -> np.ndarray:
+    return logit_factor(model) * (unit(encode_images(model, pixels)) @ classifier)  # [B, K]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))  # [B, K]
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def evaluate(
@@ -275,19 +299,19 @@ def evaluate(
         preprocess: from `load`.
         dataset: a folder with one folder of images per class; or a `paddle.io.Dataset` of (image, label), with PIL
             images, paths, uint8 arrays or preprocessed Tensors, and the class's index as an int or an array of one.
-        classnames: K names, in the order of the labels or of the sorted folders; see `zero_shot_classifier`. By default
-            the names of the folders, underscores read as spaces.
+        classnames: names of K classes, in the order of the labels or of the sorted folders, see `zero_shot_classifier`;
+            by default the names of the folders, with spaces for underscores.
         templates: see `zero_shot_classifier`.
         batch_size: images encoded at once.
-        workers: threads that decode; by default one per core, eight at most.
+        workers: number of threads that decode; by default one per core, eight at most.
         on_error: "raise", or "skip" to leave out images that cannot be read, list them in the result and warn.
         progress: whether to show bars; by default where standard error is a terminal.
 
     Returns:
-        `Accuracy`.
+        The accuracy, and the damaged images that were skipped.
 
     Raises:
-        ValueError: if there are no images or no names, as many names as folders are missing, a label has no name, or an
+        ValueError: if there are no images or no names, names and folders differ in number, a label has no name, or an
             image cannot be read and `on_error` is "raise".
         OSError: if a folder cannot be read.
         RuntimeError: if a text is too long.
@@ -296,7 +320,7 @@ def evaluate(
     first, five, count = 0, 0, 0
     damaged: list[tuple[Name, str]] = []
     with inference(model):
-        classifier = zero_shot_classifier(model, classnames, templates, progress=progress)  # [E, K]
+        classifier = _classifier(model, classnames, templates, progress=progress)  # [E, K]
         classes = classifier.shape[1]
         bar = progress_bar(progress, total=len(names), unit="image")
         read = batches(preprocess, names, items, batch_size, workers, on_error)
@@ -304,7 +328,7 @@ def evaluate(
             for batch in read:
                 if batch.indices:
                     labels = [_label(*pair, classes) for pair in zip(batch.indices, batch.labels)]
-                    best = _logits(model, batch.pixels, classifier).topk(min(5, classes))[1].numpy()  # [B, 5]
+                    best = np.argsort(-_logits(model, batch.pixels, classifier), axis=1, kind="stable")[:, :5]  # [B, 5]
                     hits = best == np.array(labels)[:, None]  # [B, 5]
                     first, five, count = first + hits[:, 0].sum(), five + hits.sum(), count + len(hits)
                 damaged += batch.damaged
@@ -316,7 +340,7 @@ def evaluate(
 
 
 def _labelled(dataset: Any, classnames: Optional[ClassNames]) -> tuple[Any, Any, ClassNames]:
-    """Names of the images, images with labels, and the names of the classes."""
+    """The names of the images, the images with their labels, and the names of the classes."""
     if isinstance(dataset, (str, os.PathLike)):
         names, items, folders = labelled_files(dataset)
         if classnames is None:
@@ -326,12 +350,12 @@ def _labelled(dataset: Any, classnames: Optional[ClassNames]) -> tuple[Any, Any,
             raise ValueError(f"{dataset} has {len(folders)} folders, and there are {len(classnames)} class names")
         return names, items, classnames
     if classnames is None:
-        raise ValueError("give classnames: a data set that is no folder does not tell the names of its labels")
+        raise ValueError("give classnames: a data set that is not a folder does not tell the names of its classes")
     return (*as_images(dataset), classnames)
 
 
 def labelled_files(folder: StrPath) -> tuple[list[str], list[tuple[str, int]], list[str]]:
-    """The paths of a folder-per-class data set, the same with labels, and the names of the folders, sorted."""
+    """The image paths of a folder with one folder per class, the same with labels, and the sorted folder names."""
     with os.scandir(folder) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
@@ -343,7 +367,7 @@ def labelled_files(folder: StrPath) -> tuple[list[str], list[tuple[str, int]], l
 def _label(index: int, label: Any, classes: int) -> int:
     label = np.asarray(label).reshape(-1)
     if label.size != 1 or label.dtype.kind not in "iu":
-        raise ValueError(f"the items of the data set are (image, label), a label one whole number; see item {index}")
+        raise ValueError(f"an item of a data set must be (image, label), the label a whole number; see item {index}")
     if not 0 <= label[0] < classes:
         raise ValueError(f"item {index} of the data set has the label {label[0]}, and there are {classes} class names")
     return int(label[0])

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two suites share the cores, and
 import paddle_clip  # noqa: F401  isort: skip  before paddle, see extras.ZLIB_IS_BROKEN
 import paddle
 
-# A shell starts what runs in the background deaf to it, and so would be all that the tests start and interrupt.
+# A shell starts background jobs with SIGINT ignored, and the processes that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -54,7 +54,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def library_files(files):
-    """The same folder, with the files that other libraries wrote of the same models."""
+    """The same folder, with the files that other libraries wrote for the same models."""
     tools = os.path.join(ROOT, "tests", "tools")
     packages = os.path.join(sys.prefix, "paddleclip")
     assert os.path.isdir(packages), f"paddleclip 1.0.0 is missing: pip install --no-deps --target {packages} paddleclip"
@@ -65,7 +65,7 @@ def library_files(files):
 
 @pytest.fixture
 def arrays_of(files):
-    """A function returning the arrays PyTorch saw in a file, by its stem."""
+    """A function returning the arrays that PyTorch saw in the file of a stem."""
 
     def load(stem):
         with np.load(files / f"{stem}.npz") as arrays:
@@ -76,7 +76,7 @@ def arrays_of(files):
 
 @pytest.fixture(scope="session")
 def run():
-    """A function running a script of the repository; returns the completed process, output as text."""
+    """A function running a script of the repository; returns the completed process, with its output as text."""
 
     def call(*arguments, cwd=ROOT, **environment):
         command = [sys.executable, *map(str, arguments)]

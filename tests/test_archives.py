@@ -27,7 +27,7 @@ def rewrite_zip(source, target, change=lambda name, content: content, compressio
 
 
 def test_reads_what_torch_wrote(files, arrays_of):
-    """Strides, offsets, shared storages, all dtypes, 0-d, empty, nested, parameters, storages marked cuda:0."""
+    """All dtypes; strides, offsets, shared storages; 0-d, empty and nested tensors; parameters; storages on cuda:0."""
     expected = arrays_of("tensors")
     found = reading.read(files / "tensors.pt")
     assert found.keys() == expected.keys()
@@ -81,7 +81,7 @@ def test_unlisted_globals_are_refused(tmp_path, name, protocol):
         (b"\x80\x02", "ends too early"),
         (b"\x80\x02}.", "holds no tensors"),
         (b"\x80\x02c", "cannot be read"),
-        (b"\x80\x02c" + b"a" * 10_000_000, "cannot be read"),  # a name without end
+        (b"\x80\x02c" + b"a" * 10_000_000, "cannot be read"),  # a name that does not end
         (b"\x80\x02K\x00" + b"q\x01cbuiltins\ntuple\nK\x00h\x01\x86\x85R" * 2000 + b".", "damaged"),
         (b"\x80\x02I1\n.", "opcode 0x49"),
         (b"\x80\x02(((.", "holds no tensors"),
@@ -113,7 +113,7 @@ def test_truncated_files_are_refused_at_any_length(files, file, tmp_path, paddle
 
 @pytest.fixture(scope="module")
 def paddle_files(files, tmp_path_factory):
-    """Files of the vision transformer in the forms we write."""
+    """A folder of the vision transformer's files in the forms we write."""
     folder = tmp_path_factory.mktemp("paddle")
     arrays = reading.read(files / "vit_state_dict.pt")
     write(folder / "vit.pdparams", arrays)
@@ -187,7 +187,7 @@ def test_tensors_must_lie_in_their_storage(tmp_path, count, offset, shape, strid
 
 
 def test_long_names_cost_no_memory(tmp_path):
-    """A name of a megabyte over many references to one array would become as many long names."""
+    """A name of a megabyte above many references to one array would become as many long names."""
 
     def plain(value):
         return pickle.dumps(value, protocol=2)[2:-1]

@@ -1,6 +1,6 @@
-"""The command line: what each command prints, and that bad input is one line and an exit code.
+"""The command line: each command's output, and one line and an exit code for bad input.
 
-Most run within this process, which has Paddle already; those about processes start one.
+Most commands run in this process, which has Paddle already; the tests about processes start one.
 """
 
 import json
@@ -19,7 +19,7 @@ from PIL import Image
 import paddle_clip
 from paddle_clip import cli, features, presets
 
-SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1)  # of the full vocabulary
+SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1)  # with the full vocabulary
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30)}
 
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder per class: six images in three folders."""
+    """A data set of one folder per class: six images in three folders."""
     folder = tmp_path_factory.mktemp("photos")
     for name, colour in COLOURS.items():
         (folder / name).mkdir()
@@ -71,7 +71,7 @@ def succeeds(cli_run):
 
 @pytest.fixture
 def fails(cli_run):
-    """A function running a command that must fail with one line of all these words, and print nothing else."""
+    """A function running a command that must fail with one line that has all these words, and no other output."""
 
     def call(*arguments, words, code=1, **options):
         found, out, err = cli_run(*arguments, **options)
@@ -98,13 +98,13 @@ def test_models(succeeds):
 
 def test_convert(succeeds, model, tmp_path):
     output = tmp_path / "x.safetensors"
-    told = succeeds("convert", model, "-o", output, "--json", with_model=False)
-    assert told["output"] == str(output)
-    assert told["config"]["embed_dim"] == 8
+    report = succeeds("convert", model, "-o", output, "--json", with_model=False)
+    assert report["output"] == str(output)
+    assert report["config"]["embed_dim"] == 8
     assert output.exists()
     assert "checksums" in succeeds("convert", output, "--check", with_model=False)
-    told = succeeds("convert", output, "--check", "--json", with_model=False)
-    assert told["nan"] == 0
+    report = succeeds("convert", output, "--check", "--json", with_model=False)
+    assert report["nan"] == 0
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
@@ -147,7 +147,7 @@ def test_similarity_and_its_plot(succeeds, photos, tmp_path):
     assert np.abs(found["similarity"]).max() <= 1
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.size[0] > 6 * 100
-        # Each thumbnail is there: its colour is found more often than text and lines could make it.
+        # Each thumbnail is there: text and lines have fewer pixels of its colour.
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     for colour in COLOURS.values():
         assert (np.abs(pixels.astype(int) - colour).max(axis=1) <= 2).sum() > 10_000
@@ -170,7 +170,7 @@ def test_embed_and_search(succeeds, photos, tmp_path, model):
     np.testing.assert_array_equal(np.load(output), expected.features)
     image = photos / "blue" / "1.png"
     found = succeeds("search", output, "--image", image, "--top-k", 2, "--json")
-    assert {match["path"] for match in found} == {str(image), str(image.with_name("0.png"))}  # of one colour
+    assert {match["path"] for match in found} == {str(image), str(image.with_name("0.png"))}  # they have one colour
     assert found[0]["score"] == pytest.approx(1, abs=1e-5)
     lines = succeeds("search", output, "something blue").splitlines()
     assert len(lines) == 6
@@ -377,7 +377,7 @@ def test_our_faults_keep_their_traceback(monkeypatch, photos):
     def broken(*arguments):
         raise KeyError("a fault of ours")
 
-    monkeypatch.setattr(presets, "table", broken)
+    monkeypatch.setattr("paddle_clip.cli.conversion.table", broken)
     with pytest.raises(KeyError):
         cli.main(["models"])
 
@@ -390,7 +390,7 @@ def test_warnings_are_one_line_and_those_of_libraries_none(capsys, monkeypatch):
         warnings.warn_explicit("of another", UserWarning, "/elsewhere/library.py", 1)
         return "table"
 
-    monkeypatch.setattr(presets, "table", warn)
+    monkeypatch.setattr("paddle_clip.cli.conversion.table", warn)
     assert cli.main(["models"]) == 0
     assert capsys.readouterr() == ("table\n", "warning: of ours\n")
 
@@ -400,7 +400,7 @@ def test_warnings_are_one_line_and_those_of_libraries_none(capsys, monkeypatch):
 
 def start(*arguments, **options):
     command = [sys.executable, "-m", "paddle_clip", *map(str, arguments)]
-    # As a user's: importing Paddle has set this one here.
+    # A user's environment lacks this variable; importing Paddle has set it here.
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **{**pipes, **options})
@@ -474,6 +474,6 @@ def test_an_interrupted_training_resumes(model, photos, tmp_path, succeeds):
     assert err == "error: interrupted; run it again with --resume to go on from the last checkpoint\n"
     assert os.listdir(tmp_path) == ["x.checkpoint.safetensors"]
     again = training("--resume", output=tmp_path / "x.pdparams")
-    whole = training(output=tmp_path / "whole.pdparams")
-    assert again.wait() == whole.wait() == 0, again.stderr.read()
-    assert (tmp_path / "x.pdparams").read_bytes() == (tmp_path / "whole.pdparams").read_bytes()
+    uninterrupted = training(output=tmp_path / "y.pdparams")
+    assert again.wait() == uninterrupted.wait() == 0, again.stderr.read()
+    assert (tmp_path / "x.pdparams").read_bytes() == (tmp_path / "y.pdparams").read_bytes()

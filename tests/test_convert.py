@@ -24,7 +24,7 @@ def folder(files, tmp_path):
 
 
 def fails(done, *words):
-    """The command failed with one `error:` line that has these words, and printed nothing else."""
+    """Asserts that a command failed with one `error:` line that has these words, and printed nothing else."""
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -75,7 +75,7 @@ def test_dtypes(run, folder, arrays_of, dtype):
 
 
 def test_imports_neither_framework(run, folder):
-    """Not even where they cannot be imported at all."""
+    """The script runs where neither can be imported."""
     blocked = "import sys, runpy; sys.modules.update(torch=None, paddle=None); sys.argv = sys.argv[1:]; "
     done = run("-c", blocked + "runpy.run_path(sys.argv[0], run_name='__main__')", PT2PADDLE, folder / "vit.pt")
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import pytest
 
 import paddle_clip
 from paddle_clip import CheckpointError, deploy, engines, translation
+from paddle_clip.encoding import unit
 from paddle_clip.presets import build
 from variants import VARIANTS
 
@@ -41,7 +42,7 @@ def predictor(request, exported):
 
 @pytest.fixture
 def folder(exported, tmp_path):
-    """A copy of the export, to be harmed."""
+    """A copy of the export, which a test may harm."""
     return shutil.copytree(exported[1], tmp_path / "copy")
 
 
@@ -68,7 +69,7 @@ def test_same_features_and_logits(exported, predictor):
         image_features = model.encode_image(paddle.to_tensor(images)).numpy()
         text_features = model.encode_text(paddle.to_tensor(tokens)).numpy()
         logits = model(paddle.to_tensor(images), paddle.to_tensor(tokens))
-    for rows in (1, 3, 9, 9):  # the same again: Paddle has been seen to overwrite weights in the first run
+    for rows in (1, 3, 9, 9):  # 9 twice: Paddle has been seen to overwrite weights in the first run
         assert_close(predictor.encode_image(images[:rows]), image_features[:rows])
         assert_close(predictor.encode_text(tokens[:rows]), text_features[:rows])
         assert_close(predictor.encode_text(tokens[:rows], trim=False), text_features[:rows])
@@ -78,17 +79,17 @@ def test_same_features_and_logits(exported, predictor):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_large_batch_is_run_in_parts(exported, engine):
-    """Rows come back in their order, whatever is run together."""
+    """Rows come back in their order, whichever run together."""
     model, directory = exported
-    whole, parts = (paddle_clip.Predictor(directory, engine=engine) for _ in range(2))
+    at_once, parts = (paddle_clip.Predictor(directory, engine=engine) for _ in range(2))
     parts._images_at_once, parts._tokens_at_once = 4, model.context_length + 3
     if engine == "paddle":
         parts._towers["image"]._rows = 4
     images, tokens = images_and_texts(model)
-    expected = whole.encode_image(images)
+    expected = at_once.encode_image(images)
     for rows in (9, 7, 2):  # full parts and one image; a full and a padded part; two single ones
         assert_close(parts.encode_image(images[:rows]), expected[:rows])
-    assert_close(parts.encode_text(tokens), whole.encode_text(tokens))
+    assert_close(parts.encode_text(tokens), at_once.encode_text(tokens))
 
 
 def test_arrays_in_arrays_out_and_tensors_in_tensors_out(exported, predictor):
@@ -204,7 +205,7 @@ def test_other_versions(folder, change, message):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(CheckpointError, match=message):
-        paddle_clip.Predictor(folder)
+        paddle_clip.Predictor(folder, engine="paddle")
 
 
 @needs_extras
@@ -244,7 +245,7 @@ def test_engines_there_are_not(exported, tmp_path, monkeypatch):
 
 @needs_extras
 def test_without_the_extra(exported, tmp_path, monkeypatch):
-    """The way without it is taken by default, and asking for it says how to install it."""
+    """Paddle is the default without the extra, and asking for the extra tells how to install it."""
     model, directory = exported
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert paddle_clip.compile(model).engine == paddle_clip.Predictor(directory).engine == "paddle"
@@ -277,7 +278,7 @@ def test_each_file_is_written_when_asked_for(exported, tmp_path):
         plain = {*PROGRAMS, "config.json"}
         assert set(os.listdir(tmp_path / files)) == plain | expected
     assert paddle_clip.Predictor(tmp_path / "onnx").engine == "paddle"
-    # Behind each c_proj, that of the attention pool too, is what makes OpenVINO choose the faster product for it.
+    # A Clamp follows each c_proj, the attention pool's too: it makes OpenVINO choose the faster product.
     c_projs = {"image": [name for name, _ in model.visual.named_parameters() if name.endswith("c_proj.weight")]}
     c_projs["text"] = [name for name, _ in model.transformer.named_parameters() if name.endswith("c_proj.weight")]
     for tower, names in c_projs.items():
@@ -285,9 +286,9 @@ def test_each_file_is_written_when_asked_for(exported, tmp_path):
 
 
 @needs_extras
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="this system does not tell what is resident")
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="this system does not tell resident memory")
 def test_openvino_keeps_no_weights_it_has_packed(folder):
-    """Both files are mapped, and nothing of them is in memory until it is read again."""
+    """Both files are mapped, and none of their pages is in memory until it is read again."""
     predictor = paddle_clip.Predictor(folder, engine="openvino")
     resident, mapping = {}, None
     with open("/proc/self/smaps") as file:
@@ -302,7 +303,7 @@ def test_openvino_keeps_no_weights_it_has_packed(folder):
 
 @needs_extras
 def test_int8(exported, tmp_path):
-    """The image encoder alone is quantised: its features stay near, and those of texts as they are."""
+    """Only the image encoder is quantised: its features stay near, and the features of texts stay the same."""
     pytest.importorskip("nncf", reason="NNCF is not installed")
     model, _ = exported
     images, tokens = images_and_texts(model, 40)
@@ -323,12 +324,12 @@ def test_int8_that_is_not_there(exported, tmp_path, monkeypatch):
     model, directory = exported
     with pytest.raises(FileNotFoundError, match="holds no int8 encoder: export the model again with calibration"):
         paddle_clip.Predictor(directory, precision="int8")
-    with pytest.raises(FileNotFoundError, match="holds no files for OpenVINO"):  # those of texts
+    with pytest.raises(FileNotFoundError, match="holds no files for OpenVINO"):  # the text encoder has no files
         engines._choose_engine(None, "int8", "cpu", directory, ["image.int8.xml"])
     if EXTRAS:
         with pytest.raises(ValueError, match=r"images are \[2, 3, 8, 8\]; this model takes"):
             paddle_clip.compile(model, calibration=np.zeros((2, 3, 8, 8)))
-    with pytest.raises(ValueError, match="the precision is 'int4'; choose float32 or int8"):
+    with pytest.raises(ValueError, match="the precision is 'int4'; choose float32, bfloat16 or int8"):
         paddle_clip.Predictor(directory, precision="int4")
     if EXTRAS:
         find = importlib.util.find_spec
@@ -336,6 +337,53 @@ def test_int8_that_is_not_there(exported, tmp_path, monkeypatch):
         with pytest.raises(ImportError, match="nncf is not installed: pip install nncf openvino paddle2onnx"):
             paddle_clip.export(model, tmp_path / "new", calibration=images_and_texts(model, 1)[0])
         assert os.listdir(tmp_path) == []
+
+
+@needs_extras
+def test_bfloat16(exported):
+    """Both encoders in bfloat16 where the processor has such products, and the reason where it has none."""
+    import openvino
+
+    model, directory = exported
+    images, tokens = images_and_texts(model)
+    for make in (
+        lambda: paddle_clip.Predictor(directory, precision="bfloat16"),
+        lambda: paddle_clip.compile(model, precision="bfloat16"),
+    ):
+        if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            predictor, exact = make(), paddle_clip.Predictor(directory, engine="openvino")
+            for rounded, full in (
+                (predictor.encode_image(images), exact.encode_image(images)),
+                (predictor.encode_text(tokens), exact.encode_text(tokens)),
+            ):
+                assert (rounded != full).any()
+                assert (unit(rounded) * unit(full)).sum(axis=-1).min() >= 0.999
+        else:
+            with pytest.raises(ValueError, match=r"computes no bfloat16 products.*precision='float32'"):
+                make()
+    with pytest.raises(ValueError, match="bfloat16 is run by OpenVINO: use engine='openvino'"):
+        paddle_clip.Predictor(directory, engine="paddle", precision="bfloat16")
+
+
+@needs_extras
+def test_openvino_needs_no_paddle(exported, run, tmp_path):
+    """An exported folder serves classification with neither Paddle nor its import."""
+    _, directory = exported
+    script = (
+        "import sys; sys.modules['paddle'] = None; import numpy as np; from paddle_clip import Predictor, classify; "
+        "predictor = Predictor(sys.argv[1]); side = predictor.image_resolution; "
+        "pixels = predictor.preprocess.array(np.zeros([40, 30, 3], np.uint8)); assert pixels.shape == (3, side, side); "
+        "print(predictor.engine, predictor.encode_image(pixels[None]).shape, type(predictor.logit_scale).__name__)"
+    )
+    done = run("-W", "ignore", "-c", script, directory)
+    assert done.returncode == 0, done.stderr
+    width = paddle_clip.Predictor(directory, engine="openvino").embed_dim
+    assert done.stdout.split("\n")[0] == f"openvino (1, {width}) ndarray"
+    script = script.replace("sys.modules['paddle'] = None; ", "") + "; assert 'paddle' not in sys.modules"
+    assert (
+        run("-W", "ignore", "-c", script.replace(", type(predictor.logit_scale).__name__", ""), directory).returncode
+        == 0
+    )
 
 
 def test_no_export(tmp_path):
@@ -346,7 +394,7 @@ def test_no_export(tmp_path):
 
 
 def test_what_is_replaced(exported, folder, tmp_path):
-    """An older export and an empty folder are; anything else is not, and a failure changes nothing."""
+    """An older export is replaced; a folder of anything else is not."""
     model = exported[0]
     other = tmp_path / "other"
     other.mkdir()

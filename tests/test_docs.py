@@ -1,4 +1,4 @@
-"""The documentation: its code runs, its Chinese pages have the code of the English ones, its links lead somewhere."""
+"""The documentation: its code runs, its Chinese pages have the code of the English pages, its links lead somewhere."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ from paddle_clip import cli
 DOCS = Path(ROOT, "docs")
 NAMES = sorted(path.stem for path in DOCS.glob("*.md") if not path.stem.endswith("_cn"))
 PAGES = [*sorted(DOCS.glob("*.md")), Path(ROOT, "README.md"), Path(ROOT, "README_cn.md")]
-MOST_NOT_RUN = 6  # blocks of all English pages: whoever needs one more shows why
+MOST_NOT_RUN = 6  # blocks of all English pages together
 
 _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -47,7 +47,7 @@ def commands(code):
 
 
 def without_comments(block):
-    """What a block says to the machine."""
+    """The code of a block without its comments."""
     if block.language == "python":
         return ast.dump(ast.parse(block.code))
     return commands(block.code) if block.language == "bash" else block.code
@@ -76,19 +76,19 @@ def test_code(page, tmp_path, monkeypatch, capsys):
 def test_languages_have_the_same_code(page):
     chinese = list(blocks(page.with_name(f"{page.stem}_cn.md")))
     for english, translated in zip(blocks(page), chinese):
-        said, again = without_comments(english), without_comments(translated)
-        assert (english.language, said) == (translated.language, again), (english.place, translated.place)
+        code, translation = without_comments(english), without_comments(translated)
+        assert (english.language, code) == (translated.language, translation), (english.place, translated.place)
         assert english.reason == translated.reason, (english.place, translated.place)
     assert len(chinese) == len(list(blocks(page)))
 
 
 def test_few_blocks_are_not_run():
     found = [block for name in NAMES for block in blocks(DOCS / f"{name}.md")]
-    told = [block.place for block in found if block.reason]
-    assert len(told) <= MOST_NOT_RUN, told
+    not_run = [block.place for block in found if block.reason]
+    assert len(not_run) <= MOST_NOT_RUN, not_run
     # Nothing that looks like a block or a mark escapes.
     text = "".join((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in NAMES)
-    assert text.count("<!-- not run") == len(told), "a mark has no reason, or no block after it"
+    assert text.count("<!-- not run") == len(not_run), "a mark has no reason, or no block after it"
     assert text.count("```") == 2 * len(found)
     assert {block.language for block in found} == {"python", "bash"}
 

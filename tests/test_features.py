@@ -1,4 +1,4 @@
-"""Features in bulk: what is read, what is written, interruption at any moment, damaged images, search."""
+"""Features in bulk: their images, their files, interruption at any moment, damaged images, search."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def path_of(folder, index):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Eighteen images, in folders, with what is no image beside them; two of the images are damaged."""
+    """A folder of eighteen images in folders, two of them damaged, with other files beside them."""
     folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     (folder / "b" / "deep").mkdir(parents=True)
     (folder / ".hidden").mkdir()
@@ -66,7 +66,7 @@ def paths(folder):
 
 
 def quietly(*arguments, **options):
-    """`embed` in batches of five, damaged images left out."""
+    """Calls `embed` in batches of five, without damaged images and without their warning."""
     options = {"batch_size": BATCH_SIZE, "on_error": "skip", "progress": False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -173,7 +173,7 @@ def test_few_images_are_held_at_once(model, preprocess, paths, monkeypatch):
     encode_image = model.encode_image
     monkeypatch.setattr(model, "encode_image", lambda pixels: ahead.append(len(decoded)) or encode_image(pixels))
     embed(model, counted, paths * 3, batch_size=4, progress=False)
-    assert len(decoded) == 1 + 3 * len(paths)  # and the one that tells the model
+    assert len(decoded) == 1 + 3 * len(paths)  # one more is the image of noise
     assert all(count <= 1 + 4 * (index + 3) for index, count in enumerate(ahead[1:]))
 
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_read_is_refused(model, preprocess, folder, tmp_path, mon
     (tmp_path / "dir.npy").mkdir()
     check(folder, ValueError, "exists and is not a file", output=tmp_path / "dir.npy")
     (tmp_path / "x.json").write_text("{}")
-    check(folder, ValueError, r"x\.json is of something else", output=tmp_path / "x.npy")
+    check(folder, ValueError, r"x\.json belongs to something else", output=tmp_path / "x.npy")
     assert sorted(os.listdir(tmp_path)) == ["dir.npy", "x.json"]
 
     def scandir(path, scandir=os.scandir):
@@ -218,7 +218,7 @@ def test_what_cannot_be_read_is_refused(model, preprocess, folder, tmp_path, mon
 
 
 class Interrupted:
-    """A preprocessing that is interrupted at the image of this number."""
+    """A preprocessing that is interrupted after this number of images."""
 
     def __init__(self, preprocess, number):
         self.preprocess, self.number, self.count = preprocess, number, 0
@@ -245,7 +245,7 @@ def test_interrupted_runs_are_continued(model, preprocess, folder, paths, name, 
     assert found.paths == paths
     assert found.damaged == expected.damaged
     assert len(os.listdir(tmp_path)) == (2 if name == "x.npy" else 1)
-    # The first image is of noise. A batch is safe once it is encoded, whatever has been decoded beside it.
+    # The first image is of noise. A batch is safe once it is encoded, whatever was decoded after it.
     complete = max(number - 1, 0) // BATCH_SIZE * BATCH_SIZE
     assert 1 + 18 - complete <= rest.count <= 1 + 18
 
@@ -346,7 +346,7 @@ def test_progress_is_shown_where_asked(model, preprocess, paths, capfd):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    """A model that knows all tokens, and a memory-mapped file of random features."""
+    """A model that knows all tokens, its preprocessing, memory-mapped random features, and their names."""
     from dataclasses import replace
 
     from paddle_clip import presets

@@ -1,4 +1,4 @@
-"""Files: the one atomic replace, its lock, and systems that lack what Linux has."""
+"""Files: the atomic replace, its lock, and systems without `pwrite` and `fcntl`."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ def test_links_are_not_written_through(tmp_path):
 
 @pytest.mark.parametrize("extension", [".pdparams", ".safetensors", ".pt"])
 def test_conversion_without_pwrite_and_fcntl(files, tmp_path, extension):
-    """The same bytes come out where a file has one position and no lock, and Windows could rename it."""
+    """The same bytes are written where a file has one position for all threads and no lock."""
     results = []
     for name, prelude in (("linux", ""), ("other", WITHOUT)):
         output = tmp_path / f"{name}{extension}"
@@ -76,7 +76,7 @@ def test_probes_and_features_without_pwrite_and_fcntl(tmp_path):
 
 
 def test_what_is_written_is_what_was_given(tmp_path, monkeypatch):
-    """Short writes, which a system may do, lose nothing."""
+    """Short writes, which a system may make, lose nothing."""
     monkeypatch.setattr(checkpoint_files, "_WRITTEN_AT_ONCE", 7)
     content = bytes(range(256)) * 3
     with replacing(tmp_path / "x") as (file, _):

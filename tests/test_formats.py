@@ -19,7 +19,7 @@ from paddle_clip.checkpoints.shapes import parameter_shapes
 from variants import VARIANTS
 
 PT2PADDLE, PADDLE2PT = os.path.join("convert", "pt2paddle.py"), os.path.join("convert", "paddle2pt.py")
-# File, variant, the activation to ask for, the activation it has, and the outputs of the library that made it.
+# File, variant, the activation to ask for, the activation it has, and the name of its library's outputs.
 FILES = [
     ("vit.pt", "vit", None, "quickgelu", None),
     ("vit_state_dict.pt", "vit", None, "quickgelu", None),
@@ -46,7 +46,7 @@ ALL = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def libraries(library_files):
-    """{name: array}: what the libraries compute with their files, in float64."""
+    """{name: array} of the libraries' outputs for their files, in float64."""
     with np.load(library_files / "libraries.npz") as first, np.load(library_files / "paddleclip.npz") as second:
         return {**first, **second}
 
@@ -79,7 +79,7 @@ def test_same_tensors_and_outputs(
 
 
 def test_the_activations_differ(libraries):
-    """Else the test above could not tell them apart."""
+    """Otherwise the test above could not tell the activations apart."""
     for variant in ("vit", "resnet"):
         gelu, quick = (libraries[f"open_clip_{variant}_flat_{name}.text"] for name in ("gelu", "quickgelu"))
         assert parity.difference(gelu, quick)[1] > 1e-3
@@ -124,7 +124,7 @@ def test_what_lies_beside_a_file_that_needs_nothing_is_not_read(files, tmp_path)
         (tmp_path / name).write_bytes((files / name).read_bytes())
     (tmp_path / "config.json").write_text("// not json")
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": false}}')
-    assert check(tmp_path / "vit.pt")[0].config.activation == "quickgelu"  # OpenAI's archives have no other
+    assert check(tmp_path / "vit.pt")[0].config.activation == "quickgelu"  # OpenAI's archives have this one
     assert check(tmp_path / "vit_state_dict.pt")[0].config.activation == "gelu"
     os.unlink(tmp_path / "open_clip_config.json")
     os.mkfifo(tmp_path / "open_clip_config.json")
@@ -227,7 +227,7 @@ def test_the_round_trip_is_bit_exact(files, run, tmp_path, variant, dtype):
 
 @pytest.mark.parametrize("row", presets.PRESETS, ids=lambda row: row.name)
 def test_published_dtypes_are_openais(row):
-    """At full size, against what OpenAI's convert_weights does."""
+    """The dtypes at full size are those that OpenAI's convert_weights makes."""
     code = reference.openai("model")
     with torch.device("meta"):
         model = code.CLIP(**reference.sizes(row.config))

@@ -1,4 +1,4 @@
-"""The walls of the house: who imports whom, what is typed, how long functions are."""
+"""The structure of the package: its imports, its types, and the length of its functions."""
 
 import ast
 import os
@@ -11,8 +11,8 @@ from conftest import ROOT
 
 PACKAGE = Path(ROOT, "paddle_clip")
 FILES = sorted(PACKAGE.rglob("*.py"))
-LONGEST = 80  # lines of code of a function
-LONG, MOST_LONG = 40, 12  # and how many may be longer than this
+LONGEST = 80  # lines of code in a function
+LONG, MOST_LONG = 40, 12  # lines of code, and the number of functions that may have more
 
 
 def module_of(path):
@@ -25,7 +25,7 @@ IDS = {"ids": sorted(MODULES)}
 
 
 def imports(path):
-    """Names of the modules a file imports, those within functions too, but not those for type checkers alone."""
+    """Names of the modules that a file imports, within functions too, but not for type checkers alone."""
     found, module = set(), module_of(path)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -53,14 +53,14 @@ IMPORTS = {module: imports(path) for module, path in MODULES.items()}
 
 
 def test_there_are_no_circles():
-    """A room can be understood by itself and those below it."""
+    """A module can be understood by itself and the modules below it."""
     done, below = set(), {module: found & MODULES.keys() - {"paddle_clip"} for module, found in IMPORTS.items()}
 
-    def visit(module, way):
-        assert module not in way, " -> ".join([*way, module])
+    def visit(module, path):
+        assert module not in path, " -> ".join([*path, module])
         if module not in done:
             for other in below[module]:
-                visit(other, [*way, module])
+                visit(other, [*path, module])
             done.add(module)
 
     for module in MODULES:
@@ -76,9 +76,9 @@ def test_checkpoints_import_neither_paddle_nor_torch():
 
 
 def test_reading_checkpoints_takes_numpy_alone(tmp_path):
-    rooms = ", ".join(module for module in MODULES if module.startswith("paddle_clip.checkpoints"))
+    modules = ", ".join(module for module in MODULES if module.startswith("paddle_clip.checkpoints"))
     script = (
-        f"import sys; sys.modules.update(paddle=None, torch=None, PIL=None, tqdm=None, filelock=None); import {rooms}"
+        f"import sys; sys.modules.update(paddle=None, torch=None, PIL=None, tqdm=None, filelock=None); import {modules}"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, check=True)
 
@@ -113,7 +113,7 @@ def test_every_function_is_typed(path):
 
 
 def lines_of_code(node, text):
-    """Lines of a function without its docstring, comments and blank lines."""
+    """The number of lines of a function without its docstring, comments and blank lines."""
     start = node.body[1].lineno if ast.get_docstring(node) and len(node.body) > 1 else node.body[0].lineno
     head = text[node.lineno - 1 : node.body[0].lineno - 1]
     body = text[start - 1 : node.end_lineno]

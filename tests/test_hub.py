@@ -1,4 +1,4 @@
-"""Loading by path and by name, the latter against an HTTP server on loopback."""
+"""Loading by path, and by name from an HTTP server on loopback."""
 
 import dataclasses
 import hashlib
@@ -24,13 +24,13 @@ from variants import RESNET, VIT
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves one file, with ranges, and misbehaves as told."""
+    """A server of one file, with ranges, that misbehaves as its attributes say."""
 
     def __init__(self, content):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = content
-        self.requests = []  # the Range header of each
-        self.close_after = None  # bytes
+        self.requests = []  # the Range header of each request
+        self.close_after = None  # bytes sent before the connection is closed
         self.ignore_ranges = False
         self.status = None
         self.delay = 0  # seconds before answering
@@ -111,7 +111,7 @@ def test_half_precision_is_refused_on_the_cpu(files, dtype):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(files, dtype, monkeypatch):
-    """What half precision casts; what it computes is tested on a GPU, in test_parity.py."""
+    """Half precision casts these tensors; its results are tested on a GPU, in test_parity.py."""
     monkeypatch.setattr(hub, "require_dtype", lambda dtype, device: None)
     model, _ = paddle_clip.load(files / "resnet.pt", dtype=dtype)
     reference, _ = paddle_clip.load(files / "resnet.pt")
@@ -213,14 +213,14 @@ def test_without_a_server_the_error_says_what_to_do(server, tmp_path, monkeypatc
 
 
 def test_processes_take_turns(server, tmp_path):
-    """Four processes ask for one model: it is downloaded once and all get it."""
+    """Four processes ask for one model: it is downloaded once, and all get it."""
     script = (
         "import dataclasses, sys; from paddle_clip import hub, presets; "
         "row = dataclasses.replace(presets.preset('ViT-B/32'), sha256=sys.argv[2]); "
         "hub.find_preset = lambda name: row; hub.BASE_URL = sys.argv[1]; "
         "hub.load('ViT-B/32', cache_dir=sys.argv[3])"
     )
-    server.delay = 3  # while which the others start too
+    server.delay = 3  # seconds in which the others start too
     sha256 = hashlib.sha256(server.content).hexdigest()
     command = [sys.executable, "-W", "ignore", "-c", script, hub.BASE_URL, sha256, str(tmp_path)]
     root = os.path.dirname(os.path.dirname(paddle_clip.__file__))
@@ -244,9 +244,9 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, extension, activation):
     model = presets.build(dataclasses.replace(VIT, activation=activation))
     paddle_clip.save(model, tmp_path / f"x{extension}")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the activation is told, not assumed
+        warnings.simplefilter("error")  # the file tells the activation
         loaded, _ = paddle_clip.load(tmp_path / f"x{extension}")
-    assert hub.activation_of(loaded) == activation
+    assert loaded.config.activation == activation
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), loaded.state_dict()[name].numpy(), err_msg=name)

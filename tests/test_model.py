@@ -1,4 +1,4 @@
-"""The networks: initialisation, precision, gradients, static graphs, and what they refuse."""
+"""The networks: initialisation, precision, gradients, static graphs, and refused inputs."""
 
 import math
 
@@ -26,7 +26,7 @@ def inputs(config, batch=3):
 @pytest.fixture
 def clip(variant):
     model = presets.build(VARIANTS[variant])
-    model.eval()  # which returns nothing in Paddle 2
+    model.eval()  # it returns nothing in Paddle 2
     return model
 
 
@@ -63,7 +63,7 @@ def test_initialisation_is_openais(files, file, build):
     for name, parameter in parameters.items():
         array = parameter.numpy().astype(np.float64)
         mean, std, largest = expected[name]
-        error = 1 / math.sqrt(array.size)  # of the mean, in standard deviations; that of the deviation is smaller
+        error = 1 / math.sqrt(array.size)  # error of the mean in standard deviations; the deviation has a smaller error
         assert abs(array.mean() - mean) <= 8 * error * std + 1e-7, name
         assert abs(array.std() - std) <= 6 * error * std + 1e-7, name
         assert np.abs(array).max() <= 1.6 * largest + 1e-7, name  # uniform or normal
@@ -97,7 +97,7 @@ def test_text_features_see_up_to_their_own_end_only(device, clip, variant):
 
 
 def test_the_attention_pools_mean_has_float64_gradients(monkeypatch):
-    """A ninth that was rounded to float32 on its way is 7e-9 off."""
+    """A ninth rounded to float32 on the way is 7e-9 off."""
     seen = []
     monkeypatch.setattr(model, "attention", lambda q, k, v, heads: seen.append(q) or q)
     pool = model.AttentionPool2D(3, 16, 2, 8)
@@ -190,7 +190,7 @@ def test_static_graph_with_a_dynamic_batch(device, clip, variant, tmp_path):
 
 @BOTH
 def test_to_static_as_users_call_it(clip, variant):
-    """By default Paddle simulates the bytecode, which not all of Python gets through."""
+    """By default Paddle simulates the bytecode, and it cannot simulate all of Python."""
     images, texts = inputs(VARIANTS[variant])
     with paddle.no_grad():
         expected = clip(images, texts)[0].numpy()
@@ -203,7 +203,7 @@ def test_to_static_as_users_call_it(clip, variant):
     reason="Paddle 3 makes programs with flash attention on GPUs alone",
 )
 def test_half_precision_has_one_way_through_attention():
-    """Nothing is decided while the program runs, though the number of tokens is free."""
+    """The program has no branch, though its number of tokens is free."""
     tokens = paddle.static.InputSpec([None, None, 128], "float16")
 
     def attend(q, k, v, mask):

@@ -1,4 +1,4 @@
-"""What is installed, what importing costs, and what it says where Paddle is missing."""
+"""The installed files, the cost of importing, and the messages where Paddle is missing."""
 
 import ast
 import os
@@ -59,7 +59,7 @@ def test_without_paddle_the_two_commands_are_named(run):
     assert done.returncode == 0
     assert "pip install paddlepaddle." in done.stderr
     assert "pip install paddlepaddle-gpu" in done.stderr
-    for use in ("paddle_clip.load", "paddle_clip.clip_rn50()", "paddle_clip.tokenize"):
+    for use in ("paddle_clip.load", "paddle_clip.clip_rn50()", "paddle_clip.compile"):
         done = run("-W", "ignore", "-c", block + f"import paddle_clip; {use}")
         assert done.stderr.splitlines()[-1].startswith("ImportError: paddle_clip needs PaddlePaddle"), use
 
@@ -72,7 +72,7 @@ def test_the_grammar_is_python_39s():
 
 
 def test_the_extras_are_those_of_pyproject():
-    """What a message tells to install is what the extra installs."""
+    """A message tells to install the packages that the extra installs."""
     text = Path(ROOT, "pyproject.toml").read_text(encoding="utf-8")
     section = text.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
     listed = dict(re.findall(r"^([\w-]+) = (\[.*?\])", section, re.MULTILINE))

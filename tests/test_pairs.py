@@ -1,4 +1,4 @@
-"""Where (image, caption) pairs come from, and what is said where they do not."""
+"""The sources of (image, caption) pairs, and the messages where there are none."""
 
 import pytest
 from PIL import Image

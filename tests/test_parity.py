@@ -14,10 +14,10 @@ from paddle_clip import convert, presets
 from variants import VARIANTS
 
 BOTH = pytest.mark.parametrize("variant", sorted(VARIANTS))
-# Gradients pass through every layer twice, and through cancelling sums: 1e-12 was measured at worst.
+# Gradients pass through every layer twice and through sums that cancel: 1e-12 was measured at worst.
 GRADIENT_BOUND = 1e-10
 PARITY = os.path.join("convert", "parity.py")
-# Published for the official files: the logit of a grey image and a text of ones; OpenAI's README and hub tests.
+# The published logits of the official files for a grey image and a text of ones (OpenAI's README and hub tests).
 PUBLISHED = {"RN50": 18.1140, "RN101": 33.5211, "RN50x4": 29.5482, "ViT-B/32": 27.5936}
 
 
@@ -70,7 +70,7 @@ def test_gradients_of_every_parameter(pairs, variant, device, train):
     assert ours.keys() == theirs.keys()
     largest = max(np.max(np.abs(theirs[name])) for name in names)
     for name in names:
-        # A key's bias has no gradient in exact arithmetic: what rounding leaves of it is compared with the others'.
+        # A key's bias has no gradient in exact arithmetic: its rounding errors are measured by the largest gradient.
         scale = max(np.max(np.abs(theirs[name])), 1e-4 * largest)
         assert np.max(np.abs(ours[name] - theirs[name])) <= GRADIENT_BOUND * scale, name
 
@@ -79,7 +79,7 @@ def test_gradients_of_every_parameter(pairs, variant, device, train):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("where", DEVICES[1:])
 def test_half_precision(files, variant, dtype, where):
-    """On a GPU, features of either half precision point where float32's do, and nothing overflows."""
+    """On a GPU, features in half precision point where float32's point, and nothing overflows."""
     inputs = parity.random_inputs(VARIANTS[variant])
     features = {}
     for name in ("float32", dtype):
@@ -118,14 +118,14 @@ def test_the_command_prints_the_table(run, files, variant):
 
 
 def test_the_command_fails_past_its_bounds(run, files, tmp_path):
-    """A model that swaps ln_1 and ln_2 is found, and so is a converter that forgets a transpose."""
+    """The command finds a converter that forgets a transpose, and a model that swaps ln_1 and ln_2."""
     for rules in (
         "[(theirs, ours, t and 'out_proj' not in theirs) for theirs, ours, t in dialects.OPENAI]",
         "[('{}.ln_1.{}', '{}.ln_2.{}', False), ('{}.ln_2.{}', '{}.ln_1.{}', False), *dialects.OPENAI]",
     ):
         done = run(
             "-c",
-            "import sys; sys.path[:0] = ['convert']; import parity; from paddle_clip import weights; "
+            "import sys; sys.path[:0] = ['convert']; import parity; from paddle_clip.checkpoints import dialects; "
             f"dialects.DIALECTS = [d._replace(rules={rules}) if d.rules else d for d in dialects.DIALECTS]; "
             f"sys.argv = ['parity.py', {str(files / 'vit.pt')!r}]; sys.exit(parity.main())",
         )

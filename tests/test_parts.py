@@ -46,7 +46,7 @@ def lnd(array):
 @BOTH
 @torch.no_grad()
 def test_text_transformer_and_its_blocks_are_causal_by_themselves(models, variant):
-    """What prompt learning calls: CoOp's text encoder gives `model.transformer` tokens of its own."""
+    """Prompt learning calls them: CoOp's text encoder gives its own tokens to `model.transformer`."""
     (ours, theirs), config = models(variant), VARIANTS[variant]
     x = numbers(2, config.context_length, config.transformer_width)
     assert_same(ours.transformer(paddle.to_tensor(x)), theirs.transformer(lnd(x)).transpose(0, 1))
@@ -142,7 +142,7 @@ def test_attention_weights_are_pytorchs(models, average):
     assert found[1].shape == ([2, 12, 12] if average else [2, 3, 12, 12])
     found = block.attn(*[paddle.to_tensor(x)] * 3, attn_mask=ours.build_attention_mask(), **options)
     assert_same(found[1], expected[1])
-    # Queries of one kind and keys of another, which the fused projection takes apart.
+    # Queries and keys of different tokens, for which the fused projection is cut.
     expected = their_block.attn(lnd(x), lnd(y), lnd(y), **options)
     found = block.attn(paddle.to_tensor(x), paddle.to_tensor(y), paddle.to_tensor(y), **options)
     assert_same(found[0], expected[0].transpose(0, 1))
@@ -151,7 +151,7 @@ def test_attention_weights_are_pytorchs(models, average):
 
 @torch.no_grad()
 def test_masks_are_additive(models):
-    """0 and -inf, or any numbers, are added to the scores, in place of the block's own mask."""
+    """A mask of 0 and -inf, or of any numbers, is added to the scores in place of the block's own mask."""
     ours, theirs = models("vit")
     block, their_block = ours.transformer.resblocks[0], theirs.transformer.resblocks[0]
     x = numbers(2, 12, 192)
@@ -165,7 +165,7 @@ def test_masks_are_additive(models):
 
 
 def test_hidden_states_are_hugging_faces(library_files):
-    """Every layer of both towers, the patch tokens, and what diffusion models read."""
+    """The outputs of every layer of both towers, the patch tokens, and the text tokens that diffusion models read."""
     folder = library_files / "hugging_face"
     theirs = CLIPModel.from_pretrained(folder).double().eval()
     ours, _ = paddle_clip.load(folder / "model.safetensors", "float64")
@@ -194,7 +194,7 @@ def test_the_model_keeps_its_config(config):
 
 
 class Adapter(paddle.nn.Layer):
-    """A linear layer with a trained addition, as adapters put in place of ours."""
+    """A linear layer with a trained addition, as adapters put it in place of ours."""
 
     def __init__(self, linear):
         super().__init__()
@@ -207,7 +207,7 @@ class Adapter(paddle.nn.Layer):
 
 @BOTH
 def test_programs_call_layers_that_are_not_ours(variant):
-    """An adapter is traced as it stands, where programs read the weights of our own layers."""
+    """Programs read the weights of our own layers, but trace an adapter by calling it."""
     model = presets.build(VARIANTS[variant])
     block = model.transformer.resblocks[-1].attn
     block.in_proj = Adapter(block.in_proj)
@@ -227,7 +227,7 @@ def test_programs_call_layers_that_are_not_ours(variant):
 
 
 def test_the_last_block_of_a_program_computes_one_token():
-    """The shortcut of traced programs: queries of the token that is read, and no others."""
+    """Traced programs compute the query of the token that is read, and no others."""
     block = ResidualAttentionBlock(64, 2, causal=True)
     block.eval()
     x, at = paddle.randn([3, 5, 64]), paddle.to_tensor([4, 0, 2])

@@ -1,4 +1,4 @@
-"""The table of presets and its two doors."""
+"""The table of presets, in the package and in presets.py."""
 
 import dataclasses
 

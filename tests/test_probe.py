@@ -37,7 +37,7 @@ def test_predictions_are_scikit_learns(clusters, classes):
 
 
 def test_C_is_chosen_by_held_out_images(clusters):
-    """With noise for most of a feature's numbers, little regularisation fits the noise and does worse on others."""
+    """Most numbers of a feature are noise here: a weak regularisation fits it and does worse on other images."""
     random = np.random.default_rng(1)
     features, labels, others, truth = clusters
     features, others = (np.concatenate([f, random.standard_normal((len(f), 200))], axis=1) for f in (features, others))

@@ -1,4 +1,4 @@
-"""Cores and kernels: what a process takes by itself, and what the user's choice is."""
+"""Cores and kernels: the choice of the package, and the choice of the user, which stands."""
 
 import os
 import subprocess
@@ -9,13 +9,13 @@ from conftest import ROOT
 
 from paddle_clip import threads
 
-# What Paddle was told, and the kernels MKL is to take, once a model was made.
+# Prints the numbers of cores given to Paddle, and the kernels chosen for MKL before and after a model is made.
 SCRIPT = """
 import sys, types
 {before}
 import paddle_clip, paddle
-told = []
-paddle.base.core.set_num_threads = told.append
+cores = []
+paddle.base.core.set_num_threads = cores.append
 from paddle_clip import threads
 threads._is_amd = lambda: True
 threads.available_cores = lambda: 6
@@ -23,7 +23,7 @@ imported = os.environ.get("MKL_DEBUG_CPU_TYPE")
 {after}
 for _ in range(2):
     paddle_clip.CLIP(8, 32, 1, 64, 16, 4, 20, 64, 1, 1)
-print(told, imported, os.environ.get("MKL_DEBUG_CPU_TYPE"))
+print(cores, imported, os.environ.get("MKL_DEBUG_CPU_TYPE"))
 """
 
 
@@ -37,7 +37,7 @@ def ran(before="", after="", **environment):
 
 def test_a_model_takes_all_cores_once_and_importing_changes_nothing():
     assert ran() == "[6] None 5"
-    assert ran(before="import paddle") == "[6] None 5"  # which sets OMP_NUM_THREADS to 1
+    assert ran(before="import paddle") == "[6] None 5"  # importing Paddle sets OMP_NUM_THREADS to 1
 
 
 @pytest.mark.parametrize("number", ["1", "3"])

@@ -1,4 +1,4 @@
-"""The model in the package: what it knows, what it weighs, and the script that made it."""
+"""The model in the package: its accuracy, its size, and the script that made it."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def record():
 
 
 def classified(model, images):
-    """The combination each of the images [N, 3, R, R] shows most likely, of all."""
+    """The most probable of all combinations for each of the images [N, 3, R, R]."""
     texts = paddle_clip.tokenize([f"a photo of a {name}." for name in NAMES])
     with paddle.no_grad():
         return [NAMES[index] for index in model(images, texts)[0].argmax(axis=-1).tolist()]
@@ -88,7 +88,7 @@ def test_it_knows_the_samples(tiny):
 
 
 def test_it_knows_combinations_it_was_not_trained_on(tiny):
-    """Pictures drawn now, of another seed than the record's."""
+    """The pictures are drawn now, from another seed than the record's."""
     scenes = train_tiny.test_pictures(tiny_world.HELD_OUT, 380, seed=1234)
     accuracy = train_tiny.evaluate(*tiny, *scenes)
     assert accuracy["colour and shape"] >= 95
@@ -165,7 +165,7 @@ def test_what_is_held_out_is_never_trained_on():
     for _ in range(20):
         pairs = tiny_world.random_pairs(random, 48, random.random())
         assert held_out.isdisjoint(pair.scene[:2] for pair in pairs)
-        for pair in pairs:  # and the caption tells what is seen
+        for pair in pairs:  # the caption tells the colour and the shape
             words = tiny_world.caption(*pair, random).replace("grey", "gray")
             assert pair.scene.colour in words
             assert pair.scene.shape in words

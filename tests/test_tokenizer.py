@@ -52,7 +52,7 @@ def openai():
 
 
 def strings(count):
-    """Random strings: words, letters of one alphabet or several, mojibake made as it is made in the wild."""
+    """Random strings: words, letters of some alphabets, mojibake made by decoding with a wrong codec."""
     source = random.Random(0)
     for _ in range(count):
         kind = source.random()
@@ -108,7 +108,7 @@ def test_tokenize_pads_and_frames():
 
 def test_long_texts_are_refused_or_cut():
     text = "word " * 75
-    assert tokenize(text).shape == [1, 77]  # exactly as long as fits
+    assert tokenize(text).shape == [1, 77]  # the longest text that fits
     for truncate in (False, True):
         np.testing.assert_array_equal(tokenize(text, truncate=truncate).numpy(), tokenize(text).numpy())
     long = text + "more"
@@ -138,7 +138,7 @@ def test_decode_undoes_tokenize():
 
 
 def test_works_whichever_is_imported_first(run):
-    """Paddle 2's own zlib, loaded before Python's, crashes whoever decompresses, as reading the merges does."""
+    """Paddle 2's zlib, loaded before Python's, crashes all decompression, and the merges are compressed."""
     for order in ("import paddle, paddle_clip", "import paddle_clip, paddle"):
         done = run("-W", "ignore", "-c", f"{order}; print(paddle_clip.tokenize('a dog')[0, :4].tolist())")
         assert done.stdout.strip() == "[49406, 320, 1929, 49407]", done.stderr

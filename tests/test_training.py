@@ -1,4 +1,4 @@
-"""Fine-tuning: gradients of large batches, schedule, frozen towers, checkpoints, and what is refused."""
+"""Fine-tuning: gradients of large batches, schedule, frozen towers, checkpoints, and refusals."""
 
 import contextlib
 import json
@@ -18,8 +18,8 @@ from paddle_clip import CheckpointError, ContrastiveLoss, finetune, presets, tra
 from paddle_clip.checkpoints import reading, writing
 from variants import RESNET, VARIANTS, VIT
 
-SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1, 12)  # of the full vocabulary
-GRADIENT_ERROR = 2e-5  # relative to the largest of a tensor, for sums in another order; 4e-6 is seen
+SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1, 12)  # with the full vocabulary
+GRADIENT_ERROR = 2e-5  # relative to a tensor's largest gradient, as sums have another order; 4e-6 was measured
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
 
@@ -66,15 +66,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(variant, freeze):
         model.clear_gradients()
         return loss, found
 
-    loss, whole = gradients(6)
-    assert whole.keys() == {name for name, _ in model.named_parameters() if tower_of(name) != freeze}
-    assert np.abs(whole["logit_scale"]) > 1e-3  # it does not pass by being 0
+    loss, at_once = gradients(6)
+    assert at_once.keys() == {name for name, _ in model.named_parameters() if tower_of(name) != freeze}
+    assert np.abs(at_once["logit_scale"]) > 1e-3  # it does not pass by being 0
     for size in (2, 3):
         part_loss, parts = gradients(size)
         assert part_loss == pytest.approx(loss, rel=1e-5)
-        assert parts.keys() == whole.keys()
-        for name, expected in whole.items():
-            scale = max(np.abs(expected).max(), 1e-4)  # that of a bias of keys is 0 but for rounding
+        assert parts.keys() == at_once.keys()
+        for name, expected in at_once.items():
+            scale = max(np.abs(expected).max(), 1e-4)  # the gradient of a key's bias is 0 but for rounding
             assert np.abs(parts[name] - expected).max() / scale < GRADIENT_ERROR, name
 
 
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(model, pa
     with paddle.no_grad():
         model.visual.proj.set_value(paddle.full_like(model.visual.proj, math.nan))
     before = state_of(model)
-    with pytest.raises(FloatingPointError, match=r"the loss is nan\. What helps: a lower learning rate"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan\. Try a lower learning rate"):
         finetune(model, pairs, batch_size=4)
     assert_equal(before, state_of(model))
 
@@ -193,7 +193,9 @@ def test_gradients_are_clipped(model, pairs):
         optimizer.set_lr(0.1)
         optimizer.step()
         moments = (value for key, value in optimizer.state_dict().items() if "moment1" in key)
-        norms[clip_norm] = math.sqrt(sum((moment.numpy() ** 2).sum() for moment in moments)) / (1 - training.BETAS[0])
+        norms[clip_norm] = math.sqrt(sum((moment.numpy() ** 2).sum() for moment in moments)) / (
+            1 - training.ADAM_BETAS[0]
+        )
     assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
     assert norms[None] > 1
 
@@ -220,7 +222,8 @@ def test_the_log_has_every_step(model, pairs, monkeypatch, tmp_path):
 
 def test_each_epoch_is_another_order_and_nothing_is_drawn_twice():
     def drawn(seed):
-        return [training._row(index, 10, 8, seed) for index in range(24)]
+        every = training._drawn(range(10), steps=6, pairs_of_step=4, seed=seed)  # two steps to an epoch of ten
+        return [every[index] for index in range(len(every))]
 
     epochs = [drawn(3)[first : first + 8] for first in (0, 8, 16)]
     assert all(len(set(epoch)) == 8 for epoch in epochs)
@@ -232,7 +235,7 @@ def test_each_epoch_is_another_order_and_nothing_is_drawn_twice():
 
 
 class Killed(BaseException):
-    """As sudden as a signal."""
+    """An end as sudden as a signal's."""
 
 
 def killed_at(number):
@@ -248,10 +251,10 @@ ARGUMENTS = {"epochs": 2, "batch_size": 2, "accumulate": 2, "learning_rate": 1e-
 
 @pytest.mark.parametrize("killed", [3, 5])
 def test_a_resumed_training_is_bit_identical(pairs, tmp_path, killed):
-    """Six steps, against some of them and, with the weights and names of another model, the rest."""
+    """Six steps equal those before the checkpoint and, in a model of other weights and names, those after it."""
     paddle.seed(1)
-    whole = presets.build(SMALL)
-    expected = finetune(whole, pairs, tmp_path / "whole.pdparams", **ARGUMENTS)
+    uninterrupted = presets.build(SMALL)
+    expected = finetune(uninterrupted, pairs, tmp_path / "whole.pdparams", **ARGUMENTS)
     assert len(expected) == 6
 
     paddle.seed(1)
@@ -262,7 +265,7 @@ def test_a_resumed_training_is_bit_identical(pairs, tmp_path, killed):
     other = presets.build(SMALL)
     history = finetune(other, pairs, tmp_path / "x.pdparams", resume=True, **ARGUMENTS)
     assert history == expected[3:]  # the checkpoint is that of the first epoch
-    assert_equal(state_of(other), state_of(whole))
+    assert_equal(state_of(other), state_of(uninterrupted))
     assert (tmp_path / "x.pdparams").read_bytes() == (tmp_path / "whole.pdparams").read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["whole.pdparams", "x.pdparams"]
 
@@ -302,7 +305,7 @@ def test_the_last_good_checkpoint_survives_what_interrupts_the_next(model, pairs
 
 def test_a_checkpoint_is_not_overwritten_unasked(model, pairs, unfinished, tmp_path):
     before = (tmp_path / "x.checkpoint.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"x\.checkpoint\.safetensors is of an unfinished training: resume it"):
+    with pytest.raises(ValueError, match=r"x\.checkpoint\.safetensors is of an unfinished training: give resume=True"):
         finetune(model, pairs, tmp_path / "x.pdparams", **unfinished)
     assert (tmp_path / "x.checkpoint.safetensors").read_bytes() == before
 
@@ -336,7 +339,7 @@ def test_resuming_without_a_checkpoint_starts_anew(model, pairs, tmp_path):
 
 
 class Scaler:
-    """Stands for Paddle's, which needs a GPU: scales by a power of two, which changes no bit of the result."""
+    """A stand-in for Paddle's, which needs a GPU; it scales by a power of two, which changes no bit of the result."""
 
     def __init__(self, enable):
         self.enabled, self.count = enable, 0
@@ -382,14 +385,14 @@ def test_mixed_precision_scales_the_loss_and_keeps_the_state(pairs, tmp_path, mo
     trained("x.pdparams", amp="float16", on_step=killed_at(3))
     assert_equal(state_of(trained("x.pdparams", amp="float16", resume=True)), expected)
     assert [(scaler.enabled, scaler.count) for scaler in scalers] == [(True, 3), (True, 6)]
-    assert len(contexts) == 6 * 2 * 2 * 2  # steps, parts, towers, and once more with gradients
+    assert len(contexts) == 6 * 2 * 2 * 2  # steps, parts, towers, without gradients and with them
     assert all(context == {"enable": True, "dtype": "float16", "level": "O1"} for context in contexts)
     trained("y.pdparams", amp="bfloat16")
-    assert not scalers[-1].enabled  # its range is float32's
+    assert not scalers[-1].enabled  # bfloat16 has float32's range
     assert contexts[-1]["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("amp", training.AMP)
+@pytest.mark.parametrize("amp", training.HALF_DTYPES)
 @pytest.mark.parametrize("device", DEVICES[1:], indirect=True)
 def test_mixed_precision_on_a_gpu(model, pairs, device, amp):
     history = finetune(model, pairs, batch_size=2, accumulate=2, epochs=20, learning_rate=1e-3, amp=amp)
@@ -403,7 +406,7 @@ def test_mixed_precision_on_a_gpu(model, pairs, device, amp):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 8, "accumulate": 2}, r"14 pairs do not fill one batch of 16 \(batch_size 8 x accumulate 2\)"),
+        ({"batch_size": 8, "accumulate": 2}, r"14 pairs do not fill one batch of 16 \(batch_size=8 x accumulate=2\)"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"epochs": 0}, "epochs is 0"),
         ({"accumulate": -1}, "accumulate is -1"),
@@ -413,7 +416,7 @@ def test_mixed_precision_on_a_gpu(model, pairs, device, amp):
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"clip_norm": 0}, "clip_norm is 0; it must be above 0"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0; it must be above 0"),
-        ({"warmup": 100}, "warmup is 100; it is a part of all steps, between 0 and 1"),
+        ({"warmup": 100}, "warmup is 100; it must be a share of all steps, between 0 and 1"),
         ({"freeze": "visual"}, "freeze is 'visual'; choose one of image, text, or None"),
         ({"amp": "float32"}, "amp is 'float32'; choose one of float16, bfloat16, or None"),
         ({"amp": "bfloat16"}, "amp='bfloat16' needs a GPU: on the CPU Paddle has no kernels for it"),

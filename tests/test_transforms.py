@@ -1,4 +1,4 @@
-"""Preprocessing, to the bit, against PIL and PyTorch's own steps of OpenAI's transform."""
+"""Preprocessing, bit for bit, against the steps of OpenAI's transform in PIL and PyTorch."""
 
 import io
 import itertools
@@ -60,7 +60,7 @@ def test_every_mode_and_size(mode, size):
         image = make(mode, size)
         reference(image, 224)
     except (ValueError, OSError) as error:
-        with pytest.raises(type(error)):  # what PIL cannot do fails here as it fails in OpenAI's code
+        with pytest.raises(type(error)):  # an image that PIL refuses fails here as in OpenAI's code
             image_transform(224)(make(mode, size))
     else:
         check(image)

@@ -1,4 +1,4 @@
-"""Names and layouts, strictly: what a converter that forgets one thing would get wrong."""
+"""Names and layouts: everything that a converter could forget."""
 
 import re
 
@@ -21,7 +21,7 @@ def state(files, variant):
 
 
 def check_every_tensor(state, variant):
-    """Decides what is transposed from the built model's layers, not from the names the converter goes by."""
+    """Asserts that a state dict is converted as the built model's layers demand, whatever the converter's rules."""
     model = presets.build(VARIANTS[variant])
     linears = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
     converted = dialects.from_checkpoint(state)
@@ -58,7 +58,7 @@ def test_transposed_is_every_linear_and_nothing_else(state, variant):
 
 @BOTH
 def test_a_square_linear_left_untransposed_is_caught(state, variant, monkeypatch):
-    """The comparison goes red when the rule for a square weight forgets its transpose."""
+    """The comparison fails when the rule for a square weight forgets its transpose."""
     rules = [(theirs, ours, t and "out_proj" not in theirs) for theirs, ours, t in dialects.OPENAI]
     monkeypatch.setattr(dialects, "DIALECTS", [d._replace(rules=rules) for d in dialects.DIALECTS])
     dialects.from_checkpoint(state)  # the shapes say nothing
@@ -88,7 +88,7 @@ def test_misfits_are_all_reported_at_once(state, variant):
 
 @BOTH
 def test_each_single_misfit_is_caught(state, variant):
-    """One tensor missing, extra, misshapen, whichever it is."""
+    """Each tensor in turn is missing or misshapen, or one is extra."""
     converted = dialects.from_checkpoint(state).arrays
     dialects.from_checkpoint(converted)  # our own names are taken as they are
     for name, array in converted.items():
@@ -120,7 +120,7 @@ def test_integers_are_not_weights(state, variant):
 
 @pytest.mark.parametrize("row", presets.PRESETS, ids=lambda row: row.name)
 def test_full_size_names_and_shapes_are_openais(files, row):
-    """OpenAI's own model at full size, against ours: names, shapes, parameter count, and the sizes read off them."""
+    """Names, shapes, parameter count and sizes of OpenAI's own model at full size equal ours."""
     shapes = {}
     for line in (files / f"{row.file}.shapes").read_text().splitlines():
         name, *shape = line.split(" ")

@@ -1,4 +1,4 @@
-"""Writing checkpoint files: what is read back, by whom, and what a failure leaves."""
+"""Writing checkpoint files: reading them back with each library, and failures."""
 
 import errno
 import fcntl
@@ -22,7 +22,7 @@ FORMS = pytest.mark.parametrize("extension", [".pdparams", ".safetensors", ".pt"
 
 
 def write(path, arrays, dtype="keep", **arguments):
-    writing.write(path, arrays, lambda name: dtype, lambda checksums: {"crc32": checksums, "told": "é"}, **arguments)
+    writing.write(path, arrays, lambda name: dtype, lambda checksums: {"crc32": checksums, "note": "é"}, **arguments)
 
 
 @FORMS
@@ -30,7 +30,7 @@ def test_reads_back_with_metadata(files, tmp_path, extension):
     arrays = reading.read(files / "vit_state_dict.pt")
     write(tmp_path / f"x{extension}", arrays)
     found = reading.read(tmp_path / f"x{extension}")
-    assert found.metadata["told"] == "é"
+    assert found.metadata["note"] == "é"
     assert sorted(found) == sorted(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
@@ -130,7 +130,7 @@ def test_a_file_that_reads_back_differently_is_not_named(tmp_path, extension, mo
 
 
 def test_a_full_disk_is_one_error(tmp_path):
-    """A real one: the process may write no more than a megabyte to a file."""
+    """The system refuses: the process may write no more than a megabyte to a file."""
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); import numpy as np; "
@@ -184,7 +184,7 @@ def test_killed_conversions_leave_no_partial_file(files, number):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interruption_is_one_error_line(files, tmp_path, number):
-    """Sent when the conversion writes; then nothing is left, not even the file being written."""
+    """The signal comes while the conversion writes; nothing is left, not even the file being written."""
     script = (
         "import os, signal, sys; sys.path.insert(0, 'convert'); import pt2paddle; "
         "from paddle_clip.checkpoints import writing; cast = writing.cast; "
@@ -226,7 +226,7 @@ def test_cast_rounds_like_pytorch():
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_every_float16_widens_to_its_bits(tmp_path, transposed):
-    """Zeros, subnormal numbers, infinities and NaNs among them; in memory as it is, and in that of its transpose."""
+    """Zeros, subnormal numbers, infinities and NaNs are among them, in C order and transposed."""
     halves = np.resize(np.arange(65536, dtype=np.uint16), 3 * 65536).view(np.float16).reshape(1536, 128)
     halves = halves.T if transposed else halves
     writing.write(str(tmp_path / "x.safetensors"), {"x": halves}, lambda _name: "float32", lambda _checksums: {})

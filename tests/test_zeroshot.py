@@ -1,4 +1,4 @@
-"""Zero-shot classification: prompts, ensembling against OpenAI's recipe, accuracy, and what is refused."""
+"""Zero-shot classification: prompts, ensembling against OpenAI's recipe, accuracy, and refusals."""
 
 import io
 import pickle
@@ -27,14 +27,14 @@ from paddle_clip import (
 )
 from variants import TINY
 
-# Relative to the largest weight of a classifier; measured: 3.2e-7 and 5.9e-16.
+# Bounds relative to the largest weight of a classifier; 3.2e-7 and 5.9e-16 were measured.
 ENSEMBLE_BOUNDS = {"float32": 1e-5, "float64": 1e-9}
 TEXTS = ["a dog", "", "a photo of the hard to see cat, in the rain and at night.", "dogs", "a dog", "two words"] * 3
 
 
 @pytest.fixture(scope="module")
 def model():
-    """A very small model that knows all tokens; its logits are spread so that no two labels tie."""
+    """A very small model that knows all tokens, with logits spread so that no two labels tie."""
     paddle.seed(1)
     model = presets.build(replace(TINY["tiny_vit"], context_length=77, vocab_size=49408))
     for name, parameter in model.named_parameters():
@@ -78,7 +78,7 @@ def test_prompts_are_all_there():
         classnames, templates = prompts(name)
         assert all("{}" in template for template in templates)
         assert len(set(templates)) == len(templates)
-        assert len(set(map(str, classnames))) == len(classnames) or name == "ImageNet"  # which has two missiles
+        assert len(set(map(str, classnames))) == len(classnames) or name == "ImageNet"  # ImageNet has two missiles
         tokenize([template.replace("{}", str(label)) for template in templates[:2] for label in classnames])  # they fit
     with pytest.raises(ValueError, match="no prompts for 'cifar'; available: ImageNet, "):
         prompts("cifar")
@@ -195,8 +195,10 @@ def test_images_of_every_kind(model, preprocess, images, tmp_path):
     path = tmp_path / "folder" / "0.png"
     kinds = [path, str(path), Image.open(path), images[0]]
     results = classify(model, preprocess, kinds, ["dog", "cat"])
-    assert all(result == results[0] for result in results)
-    for kind, together in zip(kinds[1:], results[1:]):  # alone it is rounded otherwise
+    for result in results:
+        assert [label for label, _ in result] == [label for label, _ in results[0]]
+        assert [share for _, share in result] == pytest.approx([share for _, share in results[0]], rel=1e-6)
+    for kind, together in zip(kinds[1:], results[1:]):  # an image alone is rounded differently
         alone = classify(model, preprocess, kind, ["dog", "cat"])
         assert [label for label, _ in alone] == [label for label, _ in together]
         np.testing.assert_allclose([p for _, p in alone], [p for _, p in together], rtol=1e-5)
@@ -227,7 +229,7 @@ def test_what_cannot_be_classified_is_refused(model, preprocess, images, tmp_pat
 
 @pytest.fixture
 def ranked(model, preprocess, images):
-    """Seven names, and for each image their indices, the likeliest first."""
+    """Seven names, and for each image their indices, the most probable first."""
     names = ["dog", "cat", "bird", "fire truck", "fish", "tree", "house"]
     results = classify(model, preprocess, images, names, templates="a photo of the {}", top_k=7)
     return names, [[names.index(label) for label, _ in row] for row in results]
@@ -245,7 +247,7 @@ class Labelled(paddle.io.Dataset):
 
 
 def test_accuracy_of_a_data_set(model, preprocess, images, ranked):
-    """Of twelve images five have the label that comes first, four that of the fifth place, three that of the sixth."""
+    """Among twelve labels, five are ranked first, four fifth, and three sixth."""
     names, ranks = ranked
     labels = [order[0 if i < 5 else 4 if i < 9 else 5] for i, order in enumerate(ranks)]
     kinds = {
@@ -261,7 +263,7 @@ def test_accuracy_of_a_data_set(model, preprocess, images, ranked):
 
 
 def test_accuracy_of_paddles_cifar100(model, preprocess, images, tmp_path):
-    """An archive of the format of CIFAR-100's, read by Paddle's own class; with and without a transform."""
+    """Paddle's own class reads an archive in CIFAR-100's format, with and without a transform."""
     small, (names, templates) = [image[:32, :32] for image in images], prompts("cifar100")
     predictions = classify(model, preprocess, small, names, templates, top_k=6)
     ranks = [[names.index(label) for label, _ in row] for row in predictions]
@@ -280,7 +282,7 @@ def test_accuracy_of_paddles_cifar100(model, preprocess, images, tmp_path):
 
 
 def test_accuracy_of_folders(model, preprocess, images, ranked, tmp_path, monkeypatch):
-    """Folders in alphabetical order, underscores read as spaces; half the images are in the folder of another class."""
+    """Folders are read in alphabetical order, underscores as spaces; half the images are in another class's folder."""
     names, ranks = ranked
     wrong = 0
     for index, (image, order) in enumerate(zip(images, ranks)):
@@ -290,15 +292,15 @@ def test_accuracy_of_folders(model, preprocess, images, ranked, tmp_path, monkey
         Image.fromarray(image).save(folder / f"{index}.png")
     for name in names:
         folder = tmp_path / name.replace(" ", "_")
-        if not folder.exists():  # a class of its own, or the others would be fewer
+        if not folder.exists():  # all seven classes need a folder
             folder.mkdir()
             Image.fromarray(images[0]).save(folder / "more.png")
             wrong += names.index(name) != ranks[0][0]
     accuracy = evaluate(model, preprocess, tmp_path, templates=["a photo of the {}"], progress=False)
     assert accuracy.top1 == pytest.approx(1 - wrong / accuracy.count)
-    used, make = [], zeroshot.zero_shot_classifier
+    used, make = [], zeroshot._classifier
     monkeypatch.setattr(
-        zeroshot, "zero_shot_classifier", lambda _, names, *a, **b: used.append(names) or make(_, names, *a, **b)
+        zeroshot, "_classifier", lambda _, names, *a, **b: used.append(names) or make(_, names, *a, **b)
     )
     assert evaluate(model, preprocess, tmp_path, templates=["a photo of the {}"], progress=False) == accuracy
     assert used == [sorted(names)]
@@ -336,6 +338,6 @@ def test_what_cannot_be_evaluated_is_refused(model, preprocess, images, tmp_path
     check(Labelled(images, [0] * 12), ValueError, "give classnames", None)
     check(Labelled(images, [2] * 12), ValueError, "item 0 of the data set has the label 2, and there are 2 class names")
     check(Labelled(images, [-1] * 12), ValueError, "the label -1")
-    check(Labelled(images, ["dog"] * 12), ValueError, "a label one whole number; see item 0")
-    check(images, ValueError, "a label one whole number; see item 0")
+    check(Labelled(images, ["dog"] * 12), ValueError, "the label a whole number; see item 0")
+    check(images, ValueError, "the label a whole number; see item 0")
     check(Labelled([], []), ValueError, "there are no images")

@@ -1,8 +1,8 @@
-"""Checkpoint files -> {name: array} under our names, and back, with neither Paddle nor torch.
+"""Reads checkpoint files as {name: array} under our names, and writes them, with neither Paddle nor torch.
 
-`files` maps, checks and replaces files. `pickles` reads pickles as data, `torch_files` PyTorch's files, `reading` all
-forms there are. `casting` has the dtypes, `writing` the forms we write. `dialects` has the names other programs give to
-CLIP's weights, `shapes` the sizes those weights tell. `conversion` joins them: it is what `paddle_clip.convert` does.
+`files` maps, checks and replaces files. `pickles` reads pickles as data, `torch_files` reads PyTorch's files, `reading`
+recognises every form. `casting` converts dtypes, `writing` writes files. `dialects` translates the names other programs
+give to CLIP's weights, `shapes` derives a model's sizes from the weights. `conversion` joins them for `convert`.
 """
 
 from .dialects import to_openai, to_paddle

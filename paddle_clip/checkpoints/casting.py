@@ -1,4 +1,4 @@
-"""The dtypes of checkpoints, and arrays from one to another.
+"""The dtypes of checkpoints, and casts between them.
 
 numpy lacks bfloat16: it is held as uint16, which is Paddle's convention.
 """
@@ -46,7 +46,7 @@ def dtype_name(dtype: np.dtype) -> str:
 
 
 def result_dtype(dtype: np.dtype, target: str) -> np.dtype:
-    """The dtype of what `cast` makes of an array."""
+    """The dtype of the array that `cast` returns."""
     if target == "keep":
         return dtype
     return BFLOAT16 if target == "bfloat16" else np.dtype(target)
@@ -58,7 +58,7 @@ def cast(array: np.ndarray, dtype: str, name: str = "an array") -> np.ndarray:
     float64 goes to bfloat16 by way of float32.
 
     Args:
-        array: float16, float32, float64, or uint16 standing for bfloat16.
+        array: float16, float32 or float64, or uint16, which stands for bfloat16.
         dtype: "float32", "float64", "float16", "bfloat16" (the result is uint16), or "keep".
         name: name of the array, for messages.
 
@@ -74,7 +74,7 @@ def cast(array: np.ndarray, dtype: str, name: str = "an array") -> np.ndarray:
         if dtype == "bfloat16":
             result = _to_bfloat16(result)
     if result.itemsize < array.itemsize:
-        exponent = np.uint16(0x7F80)  # all ones: an infinity or no number
+        exponent = np.uint16(0x7F80)  # all ones: an infinity or a NaN
         finite = (result & exponent) != exponent if dtype == "bfloat16" else np.isfinite(result)
         if not np.array_equal(np.isfinite(array), finite):
             raise CheckpointError(
@@ -84,42 +84,42 @@ def cast(array: np.ndarray, dtype: str, name: str = "an array") -> np.ndarray:
 
 
 def _to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """float32 -> the upper halves of its bits, rounded to nearest even."""
+    """The upper halves of the bits of float32 numbers, rounded to nearest even."""
     bits = array.view(np.uint32)
     rounded = np.where(np.isnan(array), bits | 0x400000, bits + 0x7FFF + (bits >> 16 & 1))  # a NaN stays one
     return np.asarray(rounded >> 16).astype(BFLOAT16)
 
 
 class Widener:
-    """float16 -> float32, part by part: numpy's own cast is the slowest step of a conversion.
+    """Widens float16 to float32 in parts: numpy's own cast would be the slowest step of a conversion.
 
-    The bits of a float16, moved to a float32's places, are its value over 2^112; only infinities and NaNs need more.
-    The memory is used again and again: new pages would cost more than the cast.
+    The bits of a float16, moved to their places in a float32, give its value divided by 2^112; only infinities and NaNs
+    need more work. The memory is reused: new pages would cost more than the cast.
     """
 
     def __init__(self) -> None:
         self._part = np.empty(_PART, np.float32)
         self._block = np.empty(_BLOCK, np.float32)
-        # Computed in this thread, as another library may have told the processor to flush them.
+        # Tested in this thread: another library may have told the processor to flush subnormal numbers to zero.
         self._subnormals_are_zero = np.array(1 << 13, np.int32).view(np.float32) * _HALF_SCALE == 0
 
     def parts(self, array: np.ndarray) -> Iterator[np.ndarray]:
-        """The array's rows in order, in contiguous parts; each is overwritten when the next is asked for."""
+        """Yields the array's rows in order, in contiguous parts; each part is overwritten by the next."""
         if array.flags.c_contiguous:
             array = array.reshape(-1)
-        rows = max(1, _PART // max(1, math.prod(array.shape[1:])))
-        for start in range(0, len(array), rows):
-            some = array[start : start + rows]
-            if some.size > self._part.size:
-                self._part = np.empty(some.size, np.float32)
-            part = self._part[: some.size].reshape(some.shape)
-            if some.ndim == 1 and not self._subnormals_are_zero:
-                for at in range(0, some.size, _BLOCK):
-                    self._widen(part[at : at + _BLOCK], some[at : at + _BLOCK])
-            elif self._is_transposed(some) and not self._subnormals_are_zero:
-                self._transpose(part, some.T)
+        height = max(1, _PART // max(1, math.prod(array.shape[1:])))
+        for start in range(0, len(array), height):
+            rows = array[start : start + height]
+            if rows.size > self._part.size:
+                self._part = np.empty(rows.size, np.float32)
+            part = self._part[: rows.size].reshape(rows.shape)
+            if rows.ndim == 1 and not self._subnormals_are_zero:
+                for at in range(0, rows.size, _BLOCK):
+                    self._widen(part[at : at + _BLOCK], rows[at : at + _BLOCK])
+            elif self._is_transposed(rows) and not self._subnormals_are_zero:
+                self._transpose(part, rows.T)
             else:
-                np.copyto(part, some)
+                np.copyto(part, rows)
             yield part
 
     def _is_transposed(self, array: np.ndarray) -> bool:
@@ -138,9 +138,9 @@ class Widener:
     @staticmethod
     def _widen(result: np.ndarray, halves: np.ndarray) -> None:
         bits = result.view(np.int32)
-        np.copyto(bits, halves.view(np.int16))  # extends the sign
+        np.copyto(bits, halves.view(np.int16))  # numpy extends the sign
         bits <<= 13
         bits &= np.int32(-0x70002000)  # 0x8FFFE000: sign, exponent, mantissa
         result *= _HALF_SCALE
-        if result.max() >= 65536 or result.min() <= -65536:  # float16's highest exponent
+        if result.max() >= 65536 or result.min() <= -65536:  # float16's infinities and NaNs
             bits[np.abs(result) >= 65536] |= 0x7F800000

@@ -1,4 +1,4 @@
-"""A checkpoint file in, a weights file out: `convert`, `check` and `save`."""
+"""Converts and checks checkpoint files, and saves models: `convert`, `check` and `save`."""
 
 import os
 import time
@@ -21,35 +21,35 @@ TARGET_DTYPES = ("float32", "float16", "bfloat16", "published", "keep")
 
 
 class Report(NamedTuple):
-    """What a file is, and what a conversion did."""
+    """The description of a file and of its conversion."""
 
-    kind: str  # of file, and the program whose names its tensors have
+    kind: str  # form of the file, and the program that named its tensors
     config: CLIPConfig
-    preset: Optional[str]  # OpenAI's name, or None for a model of other sizes
-    activation_from: str  # what told the activation
-    activation_assumed: bool  # whether only names told it that models of either activation have
+    preset: Optional[str]  # OpenAI's name of the model, or None for other sizes
+    activation_from: str  # source of the activation
+    activation_assumed: bool  # whether its source is names that models of either activation have
     official: Optional[str]  # name of the official file whose SHA-256 the input has, or None
-    sha256: str  # of the input
-    tensors: int  # weights
+    sha256: str  # SHA-256 of the input
+    tensors: int  # number of weights
     dropped: list[str]  # names of the model's tensors that are not weights
     ignored: int  # number of tensors beside the model, such as an optimizer's
-    prefix: str  # of the model's names in the file
+    prefix: str  # prefix of the model's names in the file
     output: str = ""
-    bytes: int = 0  # of the output
+    bytes: int = 0  # size of the output
     seconds: float = 0.0
 
 
 class Contents(NamedTuple):
-    """What `check` counts in a file."""
+    """The numbers that `check` counts in a file."""
 
     dtypes: dict[str, int]  # {dtype: number of weights}
     nan: int
     inf: int
-    checksums: int  # number of tensors compared with the checksums the file carries; 0 if it carries none
+    checksums: int  # number of tensors compared with checksums in the file; 0 if it has none
 
 
 class Model(Protocol):
-    """What `save` needs of a model; a `CLIP` has it."""
+    """The part of a model that `save` uses; a `CLIP` has it."""
 
     config: CLIPConfig
 
@@ -65,23 +65,24 @@ def convert(
 ) -> Report:
     """Converts a CLIP checkpoint, with neither torch nor Paddle.
 
+    If it fails, nothing is written, and an existing output is untouched.
+
     Args:
         source: path of a checkpoint, recognised by its content: of OpenAI, open_clip, Hugging Face, paddleclip 1.0 or
             this package, as PyTorch, Paddle or safetensors save it.
         output: path to write, by extension `.pdparams`, `.safetensors` or `.pt` (OpenAI's names, for PyTorch). By
             default the source with the extension `.pdparams`.
         dtype: "float32", "float16", "bfloat16", "published" for OpenAI's mix of float16 and float32, or "keep" for
-            each tensor's own.
-        activation: "quickgelu" or "gelu", where the file does not tell.
-        progress: wraps an iterable of one name per tensor written, and is told their number: a progress bar.
+            the dtype each tensor has.
+        activation: activation of the model, "quickgelu" or "gelu", where the file does not tell it.
+        progress: function that shows an iterable of tensor names, whose number it gets too, as a progress bar.
 
     Returns:
-        A `Report`.
+        A report on the file and its conversion.
 
     Raises:
-        CheckpointError: if the source is not a CLIP checkpoint or the output cannot be written. Nothing is written
-            then, and an existing output is untouched.
-        OSError: likewise, if the system refuses to read or write a file.
+        CheckpointError: if the source is not a CLIP checkpoint or the output cannot be written.
+        OSError: if the system refuses to read or write a file.
         ValueError: if the dtype or the activation is unknown.
     """
     start = time.perf_counter()
@@ -113,10 +114,10 @@ def check(source: StrPath, activation: Optional[str] = None) -> tuple[Report, Co
 
     Args:
         source: path of a checkpoint.
-        activation: as for `convert`.
+        activation: see `convert`.
 
     Returns:
-        A `Report` and its `Contents`.
+        A report on the file, and the counts of its contents.
 
     Raises:
         CheckpointError: if it is not a CLIP checkpoint, or a tensor changed since we wrote the file.
@@ -136,23 +137,23 @@ def check(source: StrPath, activation: Optional[str] = None) -> tuple[Report, Co
             array = cast(array, "float32")
         finite = np.isfinite(array)
         if not finite.all():
-            missing = int(np.isnan(array).sum())
-            nan, inf = nan + missing, inf + int(array.size - finite.sum()) - missing
+            nans = int(np.isnan(array).sum())
+            nan, inf = nan + nans, inf + int(array.size - finite.sum()) - nans
         checkpoint.release()
     return _report(checkpoint, weights, sha256(source)), Contents(dtypes, nan, inf, checksums)
 
 
 def save(model: Model, path: StrPath) -> None:
-    """Writes a model's weights to a file `load` reads, with its activation.
+    """Writes a model's weights and its activation to a file that `load` reads.
 
     Args:
         model: a `CLIP`.
-        path: the file, by extension `.safetensors`, `.pt` (OpenAI's names and layouts, for PyTorch) or
-            `.pdparams`. It gets its name once it is complete and has been read back.
+        path: path to write, by extension `.safetensors`, `.pt` (OpenAI's names and layouts, for PyTorch) or
+            `.pdparams`. The file gets its name once it is complete and has been read back.
 
     Raises:
-        CheckpointError: if `path` has another extension or cannot become the file; an existing one is untouched.
-        OSError: likewise, if the system refuses to write.
+        CheckpointError: if `path` has another extension or cannot be written; an existing file is untouched.
+        OSError: if the system refuses to write; an existing file is untouched.
     """
     path = os.fspath(path)
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -161,7 +162,7 @@ def save(model: Model, path: StrPath) -> None:
 
 
 def _layout(arrays: dict[str, Any], output: str) -> dict[str, Any]:
-    """The arrays under the names and in the layouts that an output has by its extension."""
+    """The arrays under the names and in the layouts that the extension of the output asks for."""
     if not output.endswith(".pt"):
         return arrays
     return dict(dialects.to_openai(name, np.asarray(array)) for name, array in arrays.items())

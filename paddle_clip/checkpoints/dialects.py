@@ -1,4 +1,4 @@
-"""OpenAI's names and layouts <-> ours: pure dict -> dict, strict, without torch or paddle."""
+"""Translates the names and layouts of other programs to ours, strictly, and ours to OpenAI's."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ OPENAI = (
     ("visual.attnpool.c_proj.weight", "visual.attnpool.c_proj.weight", True),
 )
 
-# open_clip's models with a text tower of its own: OpenAI's names, behind "text.".
+# open_clip's models with a separate text tower: OpenAI's names with the prefix "text.".
 OPEN_CLIP = (
     ("text.text_projection", "text_projection", False),
     ("text.positional_embedding", "positional_embedding", False),
@@ -46,7 +46,7 @@ OPEN_CLIP = (
 
 
 def _hugging_face(theirs: str, ours: str) -> Rules:
-    """The rows of one tower of Hugging Face's CLIPModel; its three projections are parts of our one."""
+    """The rows of one tower of Hugging Face's CLIPModel; its three projections are parts of our fused one."""
     rows = [
         (f"{theirs}.encoder.layers.{{}}.self_attn.{letter}_proj.{part}", f"{ours}.{{}}.attn.in_proj.{part}#{letter}", t)
         for letter in "qkv"
@@ -74,12 +74,12 @@ HUGGING_FACE = (
     ("vision_model.embeddings.class_embedding", "visual.class_embedding", False),
     ("vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight", False),
     ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding", False),
-    ("vision_model.pre_layrnorm.{}", "visual.ln_pre.{}", False),  # its spelling
+    ("vision_model.pre_layrnorm.{}", "visual.ln_pre.{}", False),  # Hugging Face's spelling
     ("vision_model.post_layernorm.{}", "visual.ln_post.{}", False),
     ("visual_projection.weight", "visual.proj", True),
 )
 
-# The package paddleclip 1.0.0, whose layers are Paddle's: nothing to transpose.
+# The package paddleclip 1.0.0, whose layers are Paddle's: nothing is transposed.
 PADDLECLIP = (
     ("{}.resblocks.{}.attn.q_proj.{}", "{}.resblocks.{}.attn.in_proj.{}#q", False),
     ("{}.resblocks.{}.attn.k_proj.{}", "{}.resblocks.{}.attn.in_proj.{}#k", False),
@@ -95,9 +95,9 @@ class Dialect(NamedTuple):
     """A program's way to name and lay out CLIP's weights."""
 
     name: str
-    marker: str  # a pattern; the first dialect of which a tensor's name matches it is the file's
+    marker: str  # pattern of a tensor's name; a file has the first dialect whose marker one of its names matches
     rules: Rules
-    activation: str  # of every model in this dialect, or "" where the file alone does not tell
+    activation: str  # activation of all models in this dialect, or "" where names do not tell it
 
 
 DIALECTS = (
@@ -108,27 +108,27 @@ DIALECTS = (
     Dialect("OpenAI", r".*", OPENAI, "quickgelu"),
 )
 
-# Tensors of the files that are not parameters: sizes, which the shapes repeat, masks, and PyTorch's bookkeeping.
+# Names of tensors that are not weights: sizes, which the shapes tell too; masks; PyTorch's counters.
 DROPPED = re.compile(
     r"input_resolution|context_length|vocab_size|.+\.num_batches_tracked|(.+\.)?attn_mask|.+\.position_ids"
 )
 
 
 class Weights(NamedTuple):
-    """What a checkpoint says: the model's sizes, its arrays under our names in our layouts, and what was left out."""
+    """The content of a checkpoint: sizes, arrays under our names and in our layouts, and what was left out."""
 
     config: CLIPConfig
     arrays: dict[str, Any]  # {our name: array, or something with a `shape`, a `dtype` and `__array__`}
     dropped: list[str]  # names of the tensors that are not weights
     ignored: int  # number of tensors beside the model, such as an optimizer's
-    prefix: str  # of the model's names in the file, such as "state_dict.module."
+    prefix: str  # prefix of the model's names in the file, such as "state_dict.module."
     dialect: str
-    activation_from: str  # what told the activation
-    activation_assumed: bool  # whether only names told it that models of either activation have
+    activation_from: str  # source of the activation
+    activation_assumed: bool  # whether its source is names that models of either activation have
 
 
 class Fused:
-    """The three projections of an attention as one array, which is made when it is asked for."""
+    """The three projections of an attention as one array, concatenated when it is read."""
 
     def __init__(self, parts: list[np.ndarray]):
         self.parts = parts
@@ -142,20 +142,20 @@ class Fused:
 def from_checkpoint(
     tensors: Mapping[str, np.ndarray], source: str = "the state dict", activation: Optional[str] = None
 ) -> Weights:
-    """Maps a checkpoint's tensors to ours, strictly.
+    """Translates a checkpoint's tensors to our names and layouts, strictly.
 
     Args:
         tensors: {name: array} in the names and layouts of a dialect above, perhaps within a training checkpoint; a
             `Checkpoint` tells its activation by its metadata too, or by the configuration beside it.
-        source: where they are from, for messages.
-        activation: "quickgelu" or "gelu"; None for what the file or its dialect tells.
+        source: name of their file, for messages.
+        activation: "quickgelu" or "gelu"; None takes the one the file or its dialect tells.
 
     Returns:
-        `Weights`; its arrays are views of the ones given, in their dtype.
+        The content; its arrays are views of the tensors, in their dtype.
 
     Raises:
-        CheckpointError: once, with every tensor that is missing, unexpected or misshapen; or if the activation is
-            needed and not told.
+        CheckpointError: if tensors are missing, unexpected or misshapen, with the names of all; or if nothing tells
+            the activation.
     """
     prefix = _prefix(tensors, source)
     inner = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
@@ -177,7 +177,7 @@ def from_checkpoint(
 
 
 def _under_our_names(weights: Mapping[str, np.ndarray], dialect: Dialect, source: str, prefix: str) -> dict[str, Any]:
-    """{our name: array} of tensors in a dialect, those of a projection in three parts fused."""
+    """{our name: array} of tensors in a dialect; projections in three parts are fused."""
     arrays: dict[str, Any] = {}
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, theirs in weights.items():
@@ -189,15 +189,15 @@ def _under_our_names(weights: Mapping[str, np.ndarray], dialect: Dialect, source
             raise CheckpointError(f"{source} holds {ours} twice, once as {prefix}{name}")
         else:
             arrays[ours] = array
-    for name, of_one in parts.items():
-        arrays.update(_fuse(name, of_one))
+    for name, projection in parts.items():
+        arrays.update(_fuse(name, projection))
     if dialect.name == "paddleclip 1.0" and getattr(arrays.get("logit_scale"), "shape", None) == (1,):
         arrays["logit_scale"] = arrays["logit_scale"].reshape(())
     return arrays
 
 
 def _prefix(tensors: Mapping[str, np.ndarray], source: str) -> str:
-    """What stands before the model's own names, told by its one tensor `logit_scale`."""
+    """The prefix of the model's names, found by its one tensor `logit_scale`."""
     prefixes = sorted(name[: -len("logit_scale")] for name in tensors if re.fullmatch(r"(.+\.)?logit_scale", name))
     if len(prefixes) > 1:
         listed = ", ".join(f"{prefix}*" for prefix in prefixes)
@@ -206,7 +206,7 @@ def _prefix(tensors: Mapping[str, np.ndarray], source: str) -> str:
 
 
 def _fuse(name: str, found: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The three parts of a projection as one; or, if they do not go together, each under a name that nothing has."""
+    """{name: the fused projection}; parts that do not fit each other keep names that no model has."""
     if set(found) == set("qkv") and len({(part.shape, part.dtype) for part in found.values()}) == 1 and found["q"].ndim:
         return {name: Fused([found[letter] for letter in "qkv"])}
     return {f"{name}#{letter}": part for letter, part in found.items()}
@@ -224,7 +224,7 @@ class _Activation(NamedTuple):
 def _activation(
     given: Optional[str], tensors: Mapping[str, np.ndarray], config: CLIPConfig, dialect: Dialect, source: str
 ) -> _Activation:
-    """The activation, and what told it: the caller, the file, the configuration beside it, or its dialect."""
+    """The activation and its source: the caller, the file, the configuration beside it, or its dialect."""
     checkpoint = tensors if isinstance(tensors, Checkpoint) else None
     is_openais = checkpoint is not None and checkpoint.kind == TORCHSCRIPT
     if dialect.name in ("OpenAI", "open_clip") and config.is_vit and not is_openais:
@@ -242,7 +242,7 @@ def _activation(
                 return beside
     if not dialect.activation:
         raise CheckpointError(
-            f"{source} is a file of {dialect.name}, which does not say what activation it was trained with: "
+            f"{source} is a file of {dialect.name} and does not tell the activation it was trained with: "
             "give activation='quickgelu' (OpenAI's weights) or activation='gelu' (most others)"
         )
     return _Activation(
@@ -253,7 +253,7 @@ def _activation(
 def _activation_beside(
     checkpoint: Checkpoint, config: CLIPConfig, dialect: Dialect, source: str
 ) -> Optional[_Activation]:
-    """What the configuration of Hugging Face or open_clip beside a file tells, or None if there is none."""
+    """The activation in a configuration of Hugging Face or open_clip beside the file, or None without one."""
     try:
         if dialect.name == "Hugging Face":
             described = checkpoint.neighbour("config.json")
@@ -270,11 +270,10 @@ def _activation_beside(
 
 
 def _require_heads_of_64(config: CLIPConfig, source: str) -> None:
-    """Heads leave no trace in the shapes. Of open_clip's models, those of these widths have wider ones."""
+    """Refuses open_clip's models whose heads are not 64 wide, by their widths: shapes do not tell the heads."""
     if config.vision_width in (1280, 1408, 1664):
         raise CheckpointError(
-            f"{source} is not a model OpenAI's CLIP has a form for: the heads of open_clip's ViT-H, ViT-g and ViT-bigG "
-            "are not 64 wide"
+            f"{source} does not fit OpenAI's CLIP: the heads of open_clip's ViT-H, ViT-g and ViT-bigG are not 64 wide"
         )
 
 
@@ -282,7 +281,7 @@ def _open_clip_activation(model: dict[str, Any], config: CLIPConfig) -> str:
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     wide = config.is_vit and vision.get("head_width", 64) != 64
     if wide or text.get("heads", config.transformer_heads) != config.transformer_heads:
-        raise CheckpointError("open_clip_config.json tells of heads that OpenAI's CLIP has no form for: not 64 wide")
+        raise CheckpointError("open_clip_config.json has heads that are not 64 wide; all heads of OpenAI's CLIP are")
     return "quickgelu" if model.get("quick_gelu", False) else "gelu"
 
 
@@ -291,11 +290,11 @@ def _hugging_face_activation(described: dict[str, Any], config: CLIPConfig) -> s
     widths = (config.transformer_width, config.vision_width)
     for tower, width, heads in zip(towers, widths, (8, 12)):
         if tower.get("num_attention_heads", heads) * 64 != width or tower.get("layer_norm_eps", 1e-5) != 1e-5:
-            raise CheckpointError("config.json tells of a model that OpenAI's CLIP has no form for: heads or epsilon")
+            raise CheckpointError("config.json has other heads or another epsilon than OpenAI's CLIP")
     found = {tower.get("hidden_act", "quick_gelu") for tower in towers}
     activations = {"quick_gelu": "quickgelu", "gelu": "gelu"}
     if len(found) != 1 or not found <= activations.keys():
-        raise CheckpointError(f"config.json tells of the activations {sorted(found)}; expected quick_gelu or gelu")
+        raise CheckpointError(f"config.json has the activations {sorted(found)}; expected quick_gelu or gelu")
     return activations[found.pop()]
 
 
@@ -308,7 +307,7 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def to_paddle(name: str, array: np.ndarray, rules: Rules = OPENAI) -> tuple[str, np.ndarray]:
-    """Our name and layout of a tensor; the array is a view. A part of a fused projection is named "name#part"."""
+    """Our name and layout of a tensor; the array is a view. A part of a fused projection is called "name#part"."""
     for theirs, ours, transposed in rules:
         match = _pattern(theirs).fullmatch(name)
         if match:
@@ -326,6 +325,6 @@ def to_openai(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def published_dtype(name: str) -> str:
-    """The dtype of a tensor in OpenAI's files, by our or OpenAI's name (OpenAI's `convert_weights`)."""
+    """The dtype of a tensor in OpenAI's files, by its name with us or OpenAI (OpenAI's `convert_weights`)."""
     float32 = r"(.+\.)?(ln_\w+|bn\d|downsample\.1)\.\w+|(.+\.)?(\w+_embedding)(\.weight)?|logit_scale"
     return "float32" if re.fullmatch(float32, name) else "float16"

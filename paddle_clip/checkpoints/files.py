@@ -1,4 +1,4 @@
-"""Files as bytes: mapped for reading, checked, locked, and replaced in one step."""
+"""Maps files for reading, computes their checksums, locks them, and replaces them in one step."""
 
 import contextlib
 import errno
@@ -47,8 +47,8 @@ TORCHSCRIPT = "TorchScript archive"  # the kind of file OpenAI publishes
 DOWNLOAD_AGAIN = "If it was downloaded, download it again"
 MAX_DIRECTORY = 1 << 24  # bytes of a zip's directory, a safetensors header, a JSON file
 _READ_AT_ONCE = 1 << 24  # bytes
-# Bytes given to the system at once. For more, Linux looks for pages of 2 MB and up, which are rarely at hand: some ten
-# times slower, where the host of a virtual machine has to find them.
+# Bytes written at once. For more, Linux looks for pages of 2 MB and up, which are rarely free: some 10x slower where
+# the host of a virtual machine has to find them.
 _WRITTEN_AT_ONCE = 1 << 19
 _seeking = threading.Lock()
 
@@ -57,9 +57,9 @@ class Checkpoint(dict[str, np.ndarray]):
     """{dotted name: read-only array} of a file; the arrays are views of the mapped file.
 
     Attributes:
-        kind: what the file is, in words.
-        metadata: {string: value} that the file says of itself.
-        maps: the mapped files its arrays are views of, the file that was named first.
+        kind: form of the file, in words.
+        metadata: {string: value} stored in the file.
+        maps: mapped files that hold its arrays; the first is the file that was asked for.
     """
 
     def __init__(self, kind: str):
@@ -109,7 +109,7 @@ def release_pages(mapped: mmap.mmap) -> None:
 
 
 def _open(path: str) -> BinaryIO:
-    """Opens a file for reading, unless it is empty or no regular file: a pipe would wait, a device may have no end."""
+    """Opens a file for reading, unless it is empty or not regular: a pipe would wait, a device may have no end."""
     info = os.stat(path)
     if stat.S_ISDIR(info.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -182,7 +182,7 @@ def _require_folder(path: str) -> None:
 
 
 def write_at(file: BinaryIO, content: Any, offset: int) -> None:
-    """Writes bytes at a place of a file past its buffer; several threads may do so at once."""
+    """Writes bytes at an offset of a file, past its buffer; several threads may do so at once."""
     view = memoryview(content)
     while len(view):
         count = _write_some(file, view[:_WRITTEN_AT_ONCE], offset)
@@ -200,15 +200,15 @@ def _write_some(file: BinaryIO, view: memoryview, offset: int) -> int:
 
 
 def lock(file: BinaryIO, path: str, temporary: str) -> None:
-    """Makes a file this process's own until it is closed, where the system has `flock`.
+    """Locks a file for this process until it is closed, where the system has `flock`.
 
     Args:
         file: open file.
-        path: the output it is for, for messages.
-        temporary: the path it was opened by.
+        path: path of the output, for messages.
+        temporary: path the file was opened by.
 
     Raises:
-        CheckpointError: if another process has locked it, or replaced it between its opening and now.
+        CheckpointError: if another process has locked the file, or replaced it since it was opened.
     """
     if fcntl is None:
         return
@@ -217,18 +217,18 @@ def lock(file: BinaryIO, path: str, temporary: str) -> None:
     except BlockingIOError:
         raise CheckpointError(f"another process is writing {path}; wait for it, or choose another output") from None
     if not os.path.exists(temporary) or not os.path.samestat(os.fstat(file.fileno()), os.stat(temporary)):
-        raise CheckpointError(f"another process has just written {path}; run it again if that was not meant")
+        raise CheckpointError(f"another process has just written {path}; run this again to replace it")
 
 
 @contextlib.contextmanager
 def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, str]]:
-    """A new file beside `path` that takes its name when the block ends well, and is deleted when it does not.
+    """Opens a new file beside `path`, which takes its name when the block ends well and is deleted otherwise.
 
-    The new file has one name, so that what a killed process left is used up by the next, and a lock, so that two
-    processes do not write it at once. An existing file is untouched until it is replaced as a whole.
+    The new file has a fixed name, so that the next process reuses what a killed one left, and a lock, so that two
+    processes do not write it at once. An existing file is untouched until it is replaced in one step.
 
     Args:
-        path: the file to make or replace.
+        path: path of the file to make or replace.
         extension: ending of the new file's name, for libraries that choose a format by it.
 
     Yields:
@@ -251,7 +251,7 @@ def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, st
             file.truncate()
             yield file, temporary
             file.flush()
-            if fcntl is None:  # Windows renames no open file
+            if fcntl is None:  # Windows does not rename open files
                 file.close()
             os.replace(temporary, path)
         except BaseException:

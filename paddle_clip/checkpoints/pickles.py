@@ -1,4 +1,4 @@
-"""Pickles read as data: dicts, lists, tuples and inert nodes. Nothing a pickle names is imported or called."""
+"""Reads pickles as data: dicts, lists, tuples and inert nodes. Nothing a pickle names is imported or called."""
 
 import contextlib
 import json
@@ -13,13 +13,13 @@ from .files import Checkpoint
 
 MAX_OPCODES = 1_000_000  # an official checkpoint needs fewer than 100,000; bounds memory, time and nesting
 _MAX_GLOBAL = 1024  # bytes of a global's module or name
-_MAX_DEPTH = 64  # of nested modules and dicts
+_MAX_DEPTH = 64  # levels of nested modules and dicts
 _MAX_TENSORS = 100_000
 _MAX_NAME = 1000  # characters of a tensor's name
 
 
 class Node:
-    """What a pickle would have made by calling `name(*args)`: the name, the arguments and what was put in later."""
+    """The object a pickle would make by calling `name(*args)`: name, arguments, and what is put into it later."""
 
     __slots__ = ("args", "items", "name", "state")
 
@@ -31,7 +31,7 @@ class Node:
 
 
 class Persistent:
-    """A persistent id: how torch's pickles refer to the bytes of a storage outside the pickle."""
+    """A persistent id, by which torch's pickles refer to the bytes of a storage outside the pickle."""
 
     __slots__ = ("id",)
 
@@ -40,12 +40,12 @@ class Persistent:
 
 
 class Parsed(NamedTuple):
-    """A pickle that was read."""
+    """The content of a pickle."""
 
     tree: Any  # the pickled value, with `Node` and `Persistent` for what a real unpickler would call or look up
     end: int  # where the pickle ends in the data
     persistents: list[Persistent]  # every `Persistent` of the tree
-    comment: str  # a string that was pushed and dropped again, or ""; how a `.pdparams` of ours carries its metadata
+    comment: str  # a string that was pushed and dropped again, or "": the metadata of our `.pdparams` files
 
 
 class _Global(str):
@@ -77,11 +77,11 @@ def parse(data: Any, allowed: Callable[[str], bool], source: str) -> Parsed:
 
     Args:
         data: a bytes-like object. Byte strings of the result are views of it, not copies.
-        allowed: whether the pickle may name a global, "module.name".
-        source: what the pickle is, for messages.
+        allowed: function that tells whether the pickle may name a global, "module.name".
+        source: path of the file, for messages.
 
     Returns:
-        `Parsed`.
+        The content of the pickle, and where it ends.
 
     Raises:
         CheckpointError: if the pickle is damaged, uses an opcode checkpoints do not need, or names a global that is
@@ -96,7 +96,7 @@ def parse(data: Any, allowed: Callable[[str], bool], source: str) -> Parsed:
 
 
 class _Parser:
-    """The stack machine of pickle, without the calls."""
+    """The stack machine of pickle, which makes a `Node` of each call."""
 
     def __init__(self, data: memoryview, allowed: Callable[[str], bool], source: str):
         self.data = data
@@ -240,8 +240,8 @@ def flatten(
     Args:
         path: path of the file, for messages.
         tree: the value of a pickle.
-        tensor: a function returning the array a node stands for, or None.
-        tensors: where the arrays go.
+        tensor: function returning the array a node stands for, or None.
+        tensors: dict that receives the arrays.
 
     Raises:
         CheckpointError: if the tree is too deep or too large, names an array twice, or has a damaged one.
@@ -266,7 +266,7 @@ def flatten(
         if isinstance(value, dict):
             for key, child in value.items():
                 if isinstance(child, (Node, dict, list, tuple)):
-                    key = str(key)[: _MAX_NAME + 1]  # a longer one is refused there
+                    key = str(key)[: _MAX_NAME + 1]  # `visit` refuses longer keys
                     visit(f"{name}.{key}" if name else key, child, depth + 1)
 
     try:
@@ -278,7 +278,7 @@ def flatten(
 
 
 def add_metadata(checkpoint: Checkpoint, text: Union[str, bytes]) -> None:
-    """Adds the JSON object in a text to a checkpoint's metadata; any other text is not ours and is left alone."""
+    """Adds the JSON object in a text to a checkpoint's metadata; other texts are not ours and are ignored."""
     with contextlib.suppress(ValueError, RecursionError):
         metadata = json.loads(text)
         checkpoint.metadata.update(metadata if isinstance(metadata, dict) else {})

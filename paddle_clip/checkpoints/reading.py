@@ -1,4 +1,4 @@
-"""Checkpoint files -> {name: numpy array}: which of the forms a file has, and the forms that are not PyTorch's."""
+"""Recognises the form of a checkpoint file, and reads the forms that are not PyTorch's."""
 
 import json
 import math
@@ -28,18 +28,18 @@ _MAX_SHARDS = 1000
 
 
 def read(path: StrPath) -> Checkpoint:
-    """Reads every tensor of a checkpoint, whatever its extension says.
+    """Reads every tensor of a checkpoint, whatever its extension.
 
     Args:
         path: path of a TorchScript archive, a `torch.save` file (zip, or the format before PyTorch 1.6), a
             `.pdparams`, a `.safetensors` file, or the `.safetensors.index.json` of a sharded one.
 
     Returns:
-        `Checkpoint`. Nested dicts and modules are joined with dots; what is not a tensor is left out.
+        {dotted name: array}: dots join the names of nested dicts and modules. Values that are not tensors are left out.
 
     Raises:
         CheckpointError: if the file is none of these, is damaged, or asks for anything but tensors.
-        OSError: if it cannot be opened.
+        OSError: if the file cannot be opened.
     """
     path = os.fspath(path)
     mapped = MappedFile(path)
@@ -126,7 +126,7 @@ def _read_safetensors(mapped: MappedFile) -> Checkpoint:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     return dict(pairs)
 
 

@@ -1,4 +1,4 @@
-"""The sizes of a CLIP model <-> the shapes of its tensors, under our names and in our layouts."""
+"""Derives the sizes of a CLIP model from the shapes of its tensors, under our names, and the shapes from the sizes."""
 
 import re
 from typing import Any
@@ -12,11 +12,11 @@ HINT = "Expected weights of OpenAI's CLIP, in OpenAI's or paddle_clip's names; `
 
 
 def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPConfig:
-    """The sizes of the model that tensors of these shapes make up (OpenAI's `build_model`).
+    """The config of the model whose tensors have these shapes (OpenAI's `build_model`).
 
     Args:
         shapes: {our name: shape}.
-        source: where they are from, for messages.
+        source: name of their file, for messages.
 
     Raises:
         CheckpointError: if a tensor that tells a size is missing or has the wrong number of dimensions.
@@ -25,9 +25,9 @@ def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPCo
     def size(name: str, axis: int, ndim: int) -> int:
         if len(shapes.get(name, ())) != ndim:
             found = f"has the shape {list(shapes[name])}" if name in shapes else "is missing"
-            some = ", ".join(sorted(shapes)[:3])
+            examples = ", ".join(sorted(shapes)[:3])
             raise CheckpointError(
-                f"{source} is not a CLIP model: {name} {found}, among {len(shapes)} tensors such as {some}. {HINT}"
+                f"{source} is not a CLIP model: {name} {found}, among {len(shapes)} tensors such as {examples}. {HINT}"
             )
         return shapes[name][axis]
 

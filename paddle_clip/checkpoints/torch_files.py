@@ -1,4 +1,4 @@
-"""PyTorch's files -> arrays: TorchScript archives and `torch.save`, as a zip or in the format before PyTorch 1.6."""
+"""Reads PyTorch's files: TorchScript archives, zips of `torch.save`, and its format before PyTorch 1.6."""
 
 import io
 import math
@@ -30,7 +30,7 @@ _GLOBALS = {
     "torch.jit._pickle.build_tensorlist",
     "torch.jit._pickle.restore_type_tag",
 }
-_RELEASE_OVER = 1 << 20  # bytes checked
+_RELEASE_OVER = 1 << 20  # bytes of an entry that are released once they are checked
 
 
 def read_zip(mapped: MappedFile) -> Checkpoint:
@@ -65,7 +65,7 @@ def read_zip(mapped: MappedFile) -> Checkpoint:
 def read_legacy(mapped: MappedFile) -> Checkpoint:
     """Reads the format before PyTorch 1.6.
 
-    It is five pickles, of which the fourth is the object and the fifth the keys of its storages, whose bytes follow.
+    It is five pickles: the fourth is the object, the fifth the keys of its storages. The storages' bytes follow.
 
     Raises:
         CheckpointError: if the file is damaged, or asks for anything but tensors.
@@ -102,11 +102,11 @@ def _is_allowed(name: str) -> bool:
 
 
 def _tensor_maker(path: str, storages: dict[Any, memoryview]) -> Callable[[pickles.Node], Optional[np.ndarray]]:
-    """A function making the array of a node that stands for a tensor, or None of any other.
+    """A function that returns the array of a node that stands for a tensor, and None for other nodes.
 
     Args:
         path: path of the file, for messages.
-        storages: {key: bytes}.
+        storages: {key: bytes} of the file.
     """
 
     def storage(node: Any) -> np.ndarray:
@@ -131,7 +131,7 @@ def _tensor_maker(path: str, storages: dict[Any, memoryview]) -> Callable[[pickl
 
 
 def _strided(storage: np.ndarray, offset: int, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
-    """The tensor torch describes by storage, offset, shape and strides (in elements), as a view."""
+    """A view of a storage as the tensor that torch describes by offset, shape and strides in elements."""
     if len(shape) != len(strides) or len(shape) > 32 or min((offset, *shape, *strides)) < 0:
         raise ValueError("a tensor has impossible strides")
     count = math.prod(shape)
@@ -148,7 +148,7 @@ def _strided(storage: np.ndarray, offset: int, shape: Sequence[int], strides: Se
 
 
 class _BoundedFile(io.FileIO):
-    """A file that refuses to be read in large pieces, as zipfile reads the directory whatever size it claims."""
+    """A file that refuses large reads: zipfile would read a zip's directory whatever size it claims."""
 
     def read(self, size: Optional[int] = -1) -> bytes:
         if size is not None and size > MAX_DIRECTORY:
@@ -157,7 +157,7 @@ class _BoundedFile(io.FileIO):
 
 
 def _zip_entries(mapped: MappedFile) -> dict[str, Callable[[], memoryview]]:
-    """{entry name: function returning its checked bytes} of a zip whose entries are stored, in bounds and apart."""
+    """{entry name: function returning its checked bytes} of a zip, whose entries must be in bounds and apart."""
     path, data = mapped.path, mapped.data
     try:
         with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
@@ -182,7 +182,7 @@ def _zip_entries(mapped: MappedFile) -> dict[str, Callable[[], memoryview]]:
 
 
 def _content(mapped: MappedFile, info: zipfile.ZipInfo, content: memoryview) -> Callable[[], memoryview]:
-    """A function returning the bytes of a zip entry, once they are known to be stored and undamaged."""
+    """A function that checks that a zip entry is stored and undamaged, and returns its bytes."""
     path = mapped.path
 
     def checked() -> memoryview:

@@ -1,6 +1,6 @@
-"""{name: numpy array} -> checkpoint files: `.pdparams`, `.safetensors` and PyTorch's `.pt`, with neither framework.
+"""Writes {name: array} as `.pdparams`, `.safetensors` or PyTorch's `.pt`, with neither framework.
 
-A file gets its name only once it is complete, has been read back and every tensor compared.
+A file gets its name only once it is complete, has been read back, and every tensor has been compared.
 """
 
 import json
@@ -20,7 +20,7 @@ from .casting import SAFETENSORS_DTYPES, TORCH_DTYPES, Widener, cast, result_dty
 from .files import Checkpoint, StrPath, crc32, crc32_of_array, replacing, write_at
 from .reading import read
 
-_RELEASE_EVERY = 1 << 26  # bytes of the source
+_RELEASE_EVERY = 1 << 26  # bytes read from the source
 _RELEASE_OVER = 1 << 20  # bytes of a tensor read back
 
 Checksums = dict[str, int]  # {name: CRC-32 of a tensor}
@@ -28,7 +28,7 @@ Progress = Callable[[Iterable[str], int], Iterable[str]]
 
 
 class _Tensor(NamedTuple):
-    """What is known of a tensor before it is written."""
+    """The dtype and the shape of a tensor to write."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class _Tensor(NamedTuple):
 
 
 Tensors = dict[str, _Tensor]
-Piece = Union[bytes, str]  # what a file is made of: bytes, or the name of the tensor whose numbers stand there
+Piece = Union[bytes, str]  # a piece of a file: bytes, or the name of the tensor whose numbers it holds
 
 
 def no_progress(names: Iterable[str], total: int) -> Iterable[str]:
@@ -60,18 +60,18 @@ def write(
     Before the file is complete, and after any failure, an existing file of that name is untouched.
 
     Args:
-        path: the file to write.
+        path: path of the file to write.
         arrays: {name: array}; anything with `shape`, `dtype` and `__array__` will do, and is made into an array only
             when it is written; uint16 stands for bfloat16.
-        dtype_of: a function of a name returning the dtype to write it in, as `cast` takes it.
-        metadata: a function of the tensors' checksums, a string, returning the {string: string} to write with them.
-            It is called twice, and returns values of the same lengths.
-        progress: wraps an iterable of one name per tensor written, and is told their number: a progress bar.
-        release: called now and then, when the arrays written so far are no longer needed.
+        dtype_of: function returning the dtype to write the tensor of a name in, as `cast` takes it.
+        metadata: function of the tensors' checksums, a string, returning the {string: string} to write with them.
+            It is called twice and must return values of the same lengths.
+        progress: function that shows an iterable of tensor names, whose number it gets too, as a progress bar.
+        release: function called from time to time; the arrays written by then are no longer needed.
 
     Raises:
-        CheckpointError: if `path` has another extension or cannot become the file, a number does not fit its dtype, or
-            the file read back differs.
+        CheckpointError: if `path` has another extension or cannot be written, a number does not fit its dtype, or the
+            file read back differs.
         OSError: if the disk is full or the folder cannot be written.
     """
     path = os.fspath(path)
@@ -86,8 +86,8 @@ def write(
     def pieces() -> list[Piece]:
         return form(tensors, checksums, metadata(_checksum_text(checksums)))
 
-    # Every length is known before a number is: so the tensors are written in any order, each to its place, two at a
-    # time, and what depends on their checksums, of the same length, is filled in at last.
+    # All lengths are known in advance, so two threads write the tensors to their places, in any order. The pieces that
+    # depend on the checksums come last; the checksums do not change their lengths.
     offsets, length = _layout(pieces(), tensors)
     with replacing(path) as (file, temporary):
         _write_tensors(file, arrays, tensors, dtype_of, offsets, checksums, progress, release)
@@ -104,7 +104,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _layout(pieces: list[Piece], tensors: Tensors) -> tuple[dict[str, int], int]:
-    """Where each tensor starts in a file, and the file's length."""
+    """The offset of each tensor in a file, and the file's length."""
     offsets, position = {}, 0
     for piece in pieces:
         if isinstance(piece, str):
@@ -131,7 +131,7 @@ def _write_tensors(
         parts: Iterable[np.ndarray]
         if array.dtype == np.float16 and tensor.dtype == np.float32:
             in_thread.widener = getattr(in_thread, "widener", None) or Widener()
-            parts = in_thread.widener.parts(array)  # the usual case, which never fails
+            parts = in_thread.widener.parts(array)  # the usual case, in which no number is too large
         else:
             parts = [np.ascontiguousarray(cast(array, dtype_of(name), name))]
         offset = offsets[name]
@@ -156,7 +156,7 @@ def _write_tensors(
 
 
 def _write_rest(file: BinaryIO, pieces: list[Piece], tensors: Tensors) -> int:
-    """Writes what stands around the tensors; returns the file's length."""
+    """Writes the pieces around the tensors and returns the file's length."""
     start = 0
     for piece in pieces:
         if isinstance(piece, str):
@@ -178,7 +178,7 @@ def verify_checksums(checkpoint: Checkpoint, source: str) -> int:
         The number of tensors compared: 0 if the file has no checksums.
 
     Raises:
-        CheckpointError: naming every tensor that was changed, added or lost since the file was written.
+        CheckpointError: if tensors were changed, added or lost since the file was written, with the names of all.
     """
     try:
         checksums = json.loads(checkpoint.metadata.get("crc32", "{}"))
@@ -199,8 +199,8 @@ def _compare(path: str, tensors: Tensors, checksums: Checksums) -> None:
     found = {name: _Tensor(array.dtype, array.shape) for name, array in checkpoint.items()}
     wrong = {name for name in tensors.keys() | found.keys() if tensors.get(name) != found.get(name)}
     with ThreadPoolExecutor(2) as pool:
-        right = sorted(found.keys() - wrong)
-        for name, crc in zip(right, pool.map(crc32_of_array, map(checkpoint.__getitem__, right))):
+        names = sorted(found.keys() - wrong)
+        for name, crc in zip(names, pool.map(crc32_of_array, map(checkpoint.__getitem__, names))):
             if crc != checksums[name]:
                 wrong.add(name)
             if tensors[name].nbytes > _RELEASE_OVER:
@@ -210,12 +210,12 @@ def _compare(path: str, tensors: Tensors, checksums: Checksums) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- forms
-# Each is a function of {name: _Tensor}, {name: crc32} and the metadata, returning what the file is made of, in order:
-# bytes, or the name of a tensor for its content. The lengths do not depend on the checksums.
+# Each function takes {name: _Tensor}, {name: crc32} and the metadata, and returns the pieces of the file in order.
+# Their lengths do not depend on the checksums.
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _TORCH_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-_ALIGNMENT = 64  # of tensors, as in PyTorch's files
+_ALIGNMENT = 64  # bytes tensors are aligned to, as in PyTorch's files
 
 
 def _plain(value: Any) -> bytes:
@@ -224,10 +224,10 @@ def _plain(value: Any) -> bytes:
 
 
 def _pickle(tensors: Tensors, checksums: Checksums, metadata: dict[str, str]) -> list[Piece]:
-    """What `paddle.save(state_dict, path)` writes, for any numpy to read: {name: array}.
+    """The pickle that `paddle.save(state_dict, path)` writes, for every numpy to read: {name: array}.
 
     Arrays name `numpy.core`, which every numpy can import. The last key is Paddle's table from structured to parameter
-    names, which it expects. The metadata is a string that is pushed and dropped: unpicklers never return it.
+    names, which Paddle expects. The metadata is a string that is pushed and dropped: unpicklers never return it.
     """
     pieces: list[Piece] = [b"\x80\x04}("]
     for name, tensor in tensors.items():
@@ -253,9 +253,9 @@ def _safetensors(tensors: Tensors, checksums: Checksums, metadata: dict[str, str
 
 
 def _torch(tensors: Tensors, checksums: Checksums, metadata: dict[str, str]) -> list[Piece]:
-    """What `torch.save(state_dict, path)` writes: a zip with a pickle, and the bytes of each tensor.
+    """The zip that `torch.save(state_dict, path)` writes: a pickle, and the bytes of each tensor.
 
-    Nothing is dated, so that the same tensors give the same file.
+    All entries have one fixed date, so that the same tensors give the same file.
     """
     pickled = b"\x80\x02ccollections\nOrderedDict\n)R("
     for key, (name, tensor) in enumerate(tensors.items()):

@@ -29,7 +29,7 @@ def small_model():
 
 
 class Slow:
-    """A preprocessing that takes its time."""
+    """A preprocessing that sleeps before each image."""
 
     def __init__(self, preprocess, seconds):
         self.preprocess, self.seconds = preprocess, seconds

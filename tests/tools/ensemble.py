@@ -1,8 +1,8 @@
 """Prompt ensembling against OpenAI's recipe: `python tests/tools/ensemble.py ViT-B-32.pt`.
 
-Builds a zero-shot classifier of a checkpoint twice, in two processes: with `zero_shot_classifier`, and in PyTorch, with
-OpenAI's model and tokenizer, class by class and at full length, as their notebook Prompt_Engineering_for_ImageNet does.
-Prints the largest difference, relative to the largest weight of the classifier.
+The script builds a zero-shot classifier of a checkpoint twice, in two processes: with `zero_shot_classifier`, and in
+PyTorch, with OpenAI's model and tokenizer, class by class and at full length, as OpenAI's notebook
+Prompt_Engineering_for_ImageNet does. It prints the largest difference, relative to the classifier's largest weight.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def compare(checkpoint, classes=CLASSES):
 
 
 def recipe(checkpoint, output, classes):
-    """OpenAI's side, in PyTorch."""
+    """Writes OpenAI's classifiers, {dtype: [E, K]}, made in PyTorch."""
     import torch
 
     import reference

@@ -56,7 +56,7 @@ def mutate(content, source):
 
 
 def number(source):
-    """A number at or near a limit, as 1, 2, 4 or 8 little-endian bytes."""
+    """A number at a limit or near one, in 1, 2, 4 or 8 little-endian bytes."""
     size = source.choice([1, 2, 4, 8])
     value = (source.choice(INTERESTING) + source.randint(-2, 2)) % (1 << 8 * size)
     return value.to_bytes(size, "little")
@@ -64,7 +64,7 @@ def number(source):
 
 def bytes_level(data, source):
     for _ in range(source.choice([1, 1, 2, 8, 64])):
-        # Mostly near the ends, where the structures are.
+        # Most changes are near the ends, where the structures are.
         edge = source.choice([len(data), 4096, 200])
         place = source.randrange(min(edge, len(data)))
         place = place if source.random() < 0.5 else len(data) - 1 - place
@@ -106,7 +106,7 @@ def zip_records(data, source):
 
 
 def rebuild(data, change):
-    """The zip with its entries, a list of (name, content), changed."""
+    """A zip after a change of its entries, a list of (name, content)."""
     with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
         entries = [(info.filename, archive.read(info)) for info in archive.infolist()]
     target = io.BytesIO()
@@ -192,7 +192,7 @@ def header_level(data, source):
 
 
 def attempt(path, output, original):
-    """Converts a mutant; returns the outcome, or raises what no file may cause."""
+    """Converts a mutant and returns the outcome; raises an error that no file may cause."""
     try:
         convert(path, output, "keep")
     except (CheckpointError, OSError) as error:
@@ -208,7 +208,7 @@ def attempt(path, output, original):
             and written[name].shape == array.shape
             for name, array in original.items()
         )
-        outcome = "converted, same values" if same else "converted, other values as the file has them"
+        outcome = "converted, same values" if same else "converted, the mutant's values"
         if os.listdir(os.path.dirname(output)) != [os.path.basename(output)]:
             raise AssertionError("a file was left behind")
         os.unlink(output)
@@ -218,7 +218,7 @@ def attempt(path, output, original):
 
 
 def worker(files, seed, count, folder, results):
-    """Fuzzes in this process; puts (outcomes, failure or None) into `results`."""
+    """Fuzzes in this process and puts (outcomes, seconds of the slowest mutant, failure or None) into `results`."""
     os.makedirs(os.path.join(folder, "out"))
     os.chdir(folder)
     contents, originals = {}, {}
@@ -256,7 +256,7 @@ def worker(files, seed, count, folder, results):
 
 
 def fuzz(files, count, seed, processes=2):
-    """Fuzzes in worker processes; returns the outcomes, the seconds of the slowest mutant, and the failures."""
+    """Fuzzes in worker processes and returns the outcomes, the seconds of the slowest mutant, and the failures."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     outcomes, slowest, failures = collections.Counter(), 0.0, []

@@ -1,7 +1,7 @@
 """Kills conversions at random moments: `python tests/tools/kill.py RN50.pt [--count 200]`.
 
-Each time, the output's name must hold nothing, what it held before, or the whole result; and after the last, a
-conversion that nobody kills must succeed and leave nothing but its output. Exits 1 otherwise.
+After each one, there must be no output, the file from before, or the complete result. After the last, a conversion that
+nobody kills must succeed and leave nothing but its output. Otherwise the script exits 1.
 """
 
 import argparse
@@ -25,13 +25,13 @@ def kill(source, count, seed=0, number=signal.SIGKILL):
     """Returns how often the output was missing, untouched and complete; raises if it ever was anything else."""
     outcomes, moments = collections.Counter(), random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        whole, output = os.path.join(folder, "whole.pdparams"), os.path.join(folder, "x.pdparams")
+        complete, output = os.path.join(folder, "complete.pdparams"), os.path.join(folder, "x.pdparams")
         command = [sys.executable, os.path.join(ROOT, "convert", "pt2paddle.py"), source, "-o", output]
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
-        os.replace(output, whole)
-        expected = sha256(whole)
+        os.replace(output, complete)
+        expected = sha256(complete)
         for _ in range(count):
             before = moments.choice([None, b"what was there before"])
             if before:
@@ -45,8 +45,8 @@ def kill(source, count, seed=0, number=signal.SIGKILL):
             if os.path.exists(output):
                 os.unlink(output)
         convert(source, output)
-        assert sha256(output) == expected, "the conversion after them differs"
-        assert sorted(os.listdir(folder)) == ["whole.pdparams", "x.pdparams"], os.listdir(folder)
+        assert sha256(output) == expected, "the conversion that was not killed differs"
+        assert sorted(os.listdir(folder)) == ["complete.pdparams", "x.pdparams"], os.listdir(folder)
     return outcomes
 
 

@@ -66,7 +66,7 @@ def main(folder):
     with open("evil.pdparams", "wb") as file:
         pickle.dump({"weights": Evil("touch executed")}, file, protocol=4)
 
-    # What OpenAI's own code has at full size, without its numbers.
+    # Names and shapes of OpenAI's models at full size.
     code = reference.openai("model")
     with torch.device("meta"):
         for row in PRESETS:
@@ -74,7 +74,7 @@ def main(folder):
             with open(f"{row.file}.shapes", "w") as file:
                 file.writelines(f"{name} {' '.join(map(str, shape))}\n" for name, shape in shapes.items())
 
-    # How OpenAI's code initialises: mean, standard deviation and largest value of each parameter.
+    # OpenAI's initialisation: mean, standard deviation and largest value of each parameter.
     for file in ("RN50.pt", "ViT-B-32.pt"):
         config = next(row.config for row in PRESETS if row.file == file)
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Writes the small models of make_files.py with the code of other libraries, and what these compute, in float64."""
+"""Writes the small models of make_files.py with the code of other libraries, and their outputs in float64."""
 
 import importlib.machinery
 import os
@@ -19,14 +19,14 @@ from variants import RESNET, VARIANTS, VIT
 
 
 class Anything(type):
-    """A class with whatever attribute is asked of it."""
+    """A metaclass whose classes have every attribute."""
 
     def __getattr__(cls, name):
         return name
 
 
 class Stub(types.ModuleType):
-    """Stands for a module of torchvision, which has no build for the CPU alone; open_clip needs it for images only."""
+    """A stand-in for a module of torchvision, which open_clip needs for images only and which has no CPU-only build."""
 
     def __init__(self, name):
         super().__init__(name)

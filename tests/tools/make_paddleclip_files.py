@@ -1,6 +1,6 @@
-"""Writes the small models of make_files.py with paddleclip 1.0.0, and what it computes, in float64.
+"""Writes the small models of make_files.py with paddleclip 1.0.0, and its outputs in float64.
 
-paddleclip installs a top-level package `clip`, as clip-anytorch does: it is read from a folder of its own.
+paddleclip installs a top-level package `clip`, as clip-anytorch does, so it is read from a separate folder.
 """
 
 import os
