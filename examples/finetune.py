@@ -23,25 +23,25 @@ sys.path[:0] = [os.path.join(HERE, os.pardir), HERE]
 import numpy as np
 
 import paddle_clip
-import train_tiny
+import tiny_world
 
-# Outlines as in train_tiny, y downwards.
+# Outlines as in tiny_world, y downwards.
 NEW = {
-    "hexagon": [train_tiny._regular(6, 1.0)],
+    "hexagon": [tiny_world.regular(6, 1.0)],
     "house": [np.array([(0, -1.1), (0.85, -0.3), (0.85, 0.85), (-0.85, 0.85), (-0.85, -0.3)])],
     "hourglass": [np.array([(-0.8, -1), (0.8, -1), (0.12, 0), (0.8, 1), (-0.8, 1), (-0.12, 0)])],
     "lightning": [np.array([(0.3, -1.1), (-0.6, 0.15), (-0.05, 0.15), (-0.3, 1.1), (0.6, -0.2), (0.05, -0.2)])],
     "table": [np.array([(-1, -0.6), (1, -0.6), (1, 0.8), (0.6, 0.8), (0.6, 0), (-0.6, 0), (-0.6, 0.8), (-1, 0.8)])],
 }
-OLD = tuple(train_tiny.SHAPES)
-train_tiny.SHAPES.update(NEW)
+OLD = tuple(tiny_world.SHAPES)
+tiny_world.SHAPES.update(NEW)
 
 
 def combinations(shapes, held_out):
     """(colour, shape) pairs: a held-out quarter of the colours of each shape, the rest, or with None all."""
     return [
         (colour, shape)
-        for i, colour in enumerate(train_tiny.COLOURS)
+        for i, colour in enumerate(tiny_world.COLOURS)
         for j, shape in enumerate(shapes)
         if held_out is None or ((i + j) % 4 == 0) == held_out
     ]
@@ -52,15 +52,15 @@ def pictures(pairs, number, seed):
     random = np.random.default_rng(seed)
     for index, (colour, shape) in enumerate(pairs):
         for _ in range(number):
-            background = train_tiny.choose(random, train_tiny.BACKGROUNDS, [colour])
-            yield train_tiny.draw(train_tiny.Scene(colour, shape, background, size="large"), random), index
+            background = tiny_world.choose(random, tiny_world.BACKGROUNDS, [colour])
+            yield tiny_world.draw(tiny_world.Scene(colour, shape, background, size="large"), random), index
 
 
 def accuracy(model, preprocess, pairs, names, number=10):
     """Zero-shot accuracy on new pictures of some pairs, among all names."""
     labels = [names.index(" ".join(pair)) for pair in pairs]
     data = [(picture, labels[index]) for picture, index in pictures(pairs, number, seed=10**6)]
-    return paddle_clip.evaluate(model, preprocess, data, names, train_tiny.TEMPLATES, progress=False).top1
+    return paddle_clip.evaluate(model, preprocess, data, names, tiny_world.TEMPLATES, progress=False).top1
 
 
 def main():
@@ -84,7 +84,7 @@ def main():
         random = np.random.default_rng(0)
         for number, (picture, index) in enumerate(pictures(trained, arguments.pictures, seed=0)):
             picture.save(os.path.join(folder, f"{number:05}.png"))
-            template = train_tiny.choose(random, train_tiny.TEMPLATES)
+            template = tiny_world.choose(random, tiny_world.TEMPLATES)
             with open(os.path.join(folder, f"{number:05}.txt"), "w", encoding="utf-8") as file:
                 file.write(template.format(" ".join(trained[index])))
         pairs = paddle_clip.read_pairs(folder)

@@ -49,7 +49,7 @@ def _circle(radius=1.0, x=0.0):
     return np.stack([x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
 
-def _regular(corners, *radii):
+def regular(corners, *radii):
     """A polygon with its first corner on top and its corners at these radii in turn."""
     angles = np.arange(corners) * 2 * np.pi / corners - np.pi / 2
     return np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -64,9 +64,9 @@ def _heart():
 # Outlines in the unit circle, y downwards: the first is filled, the second is cut out of it.
 SHAPES = {
     "circle": [_circle(0.95)],
-    "square": [_regular(4, 1.1) @ (np.array([[1, 1], [-1, 1]]) * 0.5**0.5)],
-    "triangle": [_regular(3, 1.1)],
-    "star": [_regular(10, 1.1, 0.45)],
+    "square": [regular(4, 1.1) @ (np.array([[1, 1], [-1, 1]]) * 0.5**0.5)],
+    "triangle": [regular(3, 1.1)],
+    "star": [regular(10, 1.1, 0.45)],
     "heart": [_heart()],
     "cross": [
         np.array(

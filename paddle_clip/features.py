@@ -405,7 +405,7 @@ def search(
             f"{len(paths)} paths, as wide as the model's embedding"
         )
     if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+        raise ValueError(f"top_k={top_k}; it must be at least 1")
     best_rows, best_scores = np.empty(0, np.int64), np.empty(0, np.float32)
     step = max(1, _CHUNK // (4 * len(target)))
     for start in range(0, len(features), step):

@@ -118,7 +118,7 @@ def batches(
     if on_error not in ("raise", "skip", None):
         raise ValueError(f"on_error is {on_error!r}; choose 'raise' or 'skip'")
     if batch_size < 1 or (workers is not None and workers < 1):
-        raise ValueError(f"batch_size and workers are at least 1; found {batch_size} and {workers}")
+        raise ValueError(f"batch_size={batch_size} and workers={workers}; each must be at least 1")
     to_array = getattr(preprocess, "array", preprocess)
 
     def load(index: int) -> tuple[np.ndarray, Any]:

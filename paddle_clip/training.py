@@ -349,7 +349,7 @@ def _save_checkpoint(
             parameter = next(name for name in our_names if key.startswith(f"{name}_"))
             arrays[f"optimizer.{our_names[parameter]}.{key[len(parameter) + 1 :]}"] = tensor.numpy()
     scaling = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
-    state = json.dumps({"step": step, "settings": settings, "scaler": scaling})
+    state = json.dumps({"step": step, "settings": settings, "scaler": scaling}, default=lambda number: number.item())
     metadata = {"activation": model.config.activation, "training": state}
     writing.write(path, arrays, lambda name: "keep", lambda checksums: {**metadata, "crc32": checksums})
 
@@ -378,7 +378,6 @@ def _resume(
     def part(prefix: str) -> dict[str, np.ndarray]:
         return {name[len(prefix) :]: array for name, array in checkpoint.items() if name.startswith(prefix)}
 
-    model.set_state_dict(part("model."))
     parameters = dict(model.named_parameters())
     accumulators = {}
     for name, array in part("optimizer.").items():
@@ -386,6 +385,7 @@ def _resume(
         if parameter not in parameters:
             raise CheckpointError(f"{path} has optimiser state for {name}, which this model lacks; delete it")
         accumulators[f"{parameters[parameter].name}_{accumulator}"] = paddle.to_tensor(np.array(array))
+    model.set_state_dict(part("model."))
     optimizer.set_state_dict(accumulators)
     if scaling:
         scaler.load_state_dict(scaling)
@@ -426,7 +426,7 @@ def _require_sound(
 
 def _require(holds: bool, name: str, value: Any, rule: str) -> None:
     if not holds:
-        raise ValueError(f"{name} is {value}; {rule}")
+        raise ValueError(f"{name}={value}; {rule}")
 
 
 def _digest(pairs: Sequence[tuple[Any, str]]) -> str:

@@ -254,7 +254,7 @@ def classify(
         RuntimeError: if a text is too long.
     """
     if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+        raise ValueError(f"top_k={top_k}; it must be at least 1")
     many = isinstance(images, (list, tuple))
     names, items = as_images(list(images) if many else [images])
     classes = class_names(labels)

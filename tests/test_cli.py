@@ -337,9 +337,9 @@ def test_no_labels_and_no_texts(fails, photos, tmp_path):
 
 
 def test_values_out_of_range(fails, photos, tmp_path):
-    assert fails("classify", photos, "--labels", "a", "--top-k", 0, words=["top_k is 0"])
+    assert fails("classify", photos, "--labels", "a", "--top-k", 0, words=["--top-k 0; it must"])
     assert fails("classify", photos, "--labels", "a", "--dtype", "float16", words=["float16 does not run on the CPU"])
-    assert fails("classify", photos, "--labels", "a", "--batch-size", 0, words=["batch_size"])
+    assert fails("classify", photos, "--labels", "a", "--batch-size", 0, words=["--batch-size 0 and"])
     assert fails("embed", photos, "-o", tmp_path / "x.txt", words=["ends with .npy or .parquet"])
     assert fails("similarity", photos, "--texts", "a", "--plot", tmp_path / "x.txt", words=["end it with .png"])
     arguments = ["finetune", photos, "-o", tmp_path / "x.pdparams"]

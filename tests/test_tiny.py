@@ -169,3 +169,9 @@ def test_what_is_held_out_is_never_trained_on():
             words = tiny_world.caption(*pair, random).replace("grey", "gray")
             assert pair.scene.colour in words
             assert pair.scene.shape in words
+
+
+def test_the_example_of_finetuning_starts(run):
+    """Its data are drawn when it is imported; the training itself takes minutes."""
+    done = run("-c", "import sys; sys.path.insert(0, 'examples'); import finetune; print(len(finetune.NEW))")
+    assert done.stdout.strip() == "5", done.stderr

@@ -220,7 +220,7 @@ def test_what_cannot_be_classified_is_refused(model, preprocess, images, tmp_pat
         classify(model, preprocess, images[0], [])
     with pytest.raises(ValueError, match="there are no images"):
         classify(model, preprocess, [], ["dog"])
-    with pytest.raises(ValueError, match="top_k is 0"):
+    with pytest.raises(ValueError, match="top_k=0"):
         classify(model, preprocess, images[0], ["dog"], top_k=0)
 
 
