@@ -2,6 +2,7 @@
 # make rn50   convert a checkpoint made by OpenAI's own code and compare Paddle with PyTorch on it
 # make test   run the linters and the tests
 # make lint   run the linters alone
+# make smoke  install the clone into a fresh environment with PYTHON and use it (about a minute)
 # make parity compare all nine architectures at full size (about 20 minutes)
 #
 # Each sets up what it needs in .venv-<Paddle version>, once. PADDLE=2.6.2 chooses another Paddle, PYTHON another Python.
@@ -18,7 +19,7 @@ ONNX := $(if $(filter 2.%,$(PADDLE)),,paddle2onnx openvino nncf onnxruntime)
 LINT := $(if $(filter 2.%,$(PADDLE)),,lint)
 export GLOG_minloglevel = 2
 
-.PHONY: ready demo rn50 test lint parity clean
+.PHONY: ready demo rn50 test lint smoke parity clean
 
 test: $(VENV)/ready $(LINT)
 	$(BIN)/python -m pytest
@@ -27,6 +28,9 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+smoke:
+	$(PYTHON) tests/smoke.py
 
 demo: $(VENV)/ready
 	mkdir -p .demo
