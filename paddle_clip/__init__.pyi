@@ -3,6 +3,7 @@ from .checkpoints.conversion import Contents as Contents
 from .checkpoints.conversion import Report as Report
 from .checkpoints.conversion import convert as convert
 from .checkpoints.conversion import save as save
+from .compiled import load_compiled as load_compiled
 from .config import CLIPConfig as CLIPConfig
 from .deploy import compile as compile
 from .deploy import export as export

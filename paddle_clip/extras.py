@@ -1,5 +1,6 @@
 """What is installed beside this package: Paddle, and the packages of the extras."""
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -42,6 +43,15 @@ def require(extra: str) -> None:
     if missing:
         command = "pip install " + " ".join(_PIP_NAMES.get(package, package) for package in EXTRAS[extra])
         raise ImportError(f"{_PIP_NAMES.get(missing, missing)} is not installed: {command}")
+
+
+def is_gpu_build() -> bool:
+    """Whether the Paddle that is installed is built for GPUs, which it then computes on; it is not imported."""
+    try:
+        importlib.metadata.version("paddlepaddle-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _is_installed(package: str) -> bool:

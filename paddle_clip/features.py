@@ -24,7 +24,7 @@ from .checkpoints.files import StrPath, lock, replacing, require_place
 from .defaults import BATCH_SIZE, IMAGES_FOUND
 from .encoding import Encoder, encode_images, inference, progress_bar, unit
 from .extras import require
-from .images import Batch, Name, as_images, batches, warn_of_damage
+from .images import Batch, Name, array_maker, as_images, batches, warn_of_damage
 from .zeroshot import text_features
 
 _CHECKPOINT_SECONDS = 1.0  # seconds of work a killed process loses at most, beside its last batch
@@ -102,6 +102,9 @@ def embed(
             opened = contextlib.nullcontext(_Memory(len(names), len(probe)))
         else:
             run = {"images": _digest(names), "count": len(names), "batch_size": batch_size, "normalize": normalize}
+            # Engines round differently: a run that another engine continued would mix its numbers with theirs.
+            run["engine"] = getattr(model, "engine", "eager")
+            run["precision"] = getattr(model, "precision", "float32")
             opened = _File(os.fspath(output), {**run, "probe": probe.tolist()}, resume)
         with opened as store, progress_bar(progress, total=len(names), initial=store.done, unit="image") as bar:
             read = batches(preprocess, names, items, batch_size, workers, on_error, store.done)
@@ -204,7 +207,7 @@ def _digest(names: list[Name]) -> str:
 def _probe(preprocess: Callable[[Any], Any]) -> np.ndarray:
     """A preprocessed image of noise, whose feature tells models and preprocessings apart."""
     noise = np.random.default_rng(0).integers(0, 256, [300, 400, 3], dtype=np.uint8)
-    return np.asarray(preprocess(Image.fromarray(noise)))  # [3, R, R]
+    return array_maker(preprocess)(Image.fromarray(noise))  # [3, R, R]
 
 
 class _Memory:
@@ -295,8 +298,8 @@ class _File(_Memory):
         return _NPY_HEADER + rows * len(self.run["probe"]) * 4
 
     def _require_same_run(self, old: dict[str, Any]) -> None:
-        new, keys = self.run, ("batch_size", "normalize")
-        reasons = [f"{key} {old[key]} then, {new[key]} now" for key in keys if old[key] != new[key]]
+        new, keys = self.run, ("batch_size", "normalize", "engine", "precision")
+        reasons = [f"{key} {old.get(key)} then, {new[key]} now" for key in keys if old.get(key) != new[key]]
         if (old["images"], old["count"]) != (new["images"], new["count"]):
             reasons.append(f"other images ({old['count']} then, {new['count']} now)")
         tolerance = 1e-5 * np.abs(new["probe"]).max()  # a GPU may choose other kernels this time
@@ -424,5 +427,5 @@ def _query_feature(model: Encoder, preprocess: Callable[[Any], Any], query: Any)
         if isinstance(query, str):
             feature = text_features(model, [query])[0].astype(np.float32)  # [E]
         else:
-            feature = _rows(model, np.asarray(preprocess(query))[None])[0]  # [E]
+            feature = _rows(model, array_maker(preprocess)(query)[None])[0]  # [E]
     return unit(feature)

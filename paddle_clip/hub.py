@@ -5,9 +5,8 @@ import os
 import urllib.error
 import urllib.request
 import warnings
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
-import paddle
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -18,10 +17,12 @@ from .checkpoints.reading import read
 from .checkpoints.writing import verify_checksums
 from .encoding import HALF_DTYPES, require_dtype
 from .errors import CheckpointError
-from .model import CLIP
 from .presets import PRESETS, TINY, Preset, build
 from .presets import preset as find_preset
 from .transforms import ImageTransform, image_transform
+
+if TYPE_CHECKING:
+    from .model import CLIP
 
 BASE_URL = "https://openaipublic.azureedge.net/clip/models"
 LOAD_DTYPES = ("float32", "float64", *HALF_DTYPES)
@@ -43,7 +44,7 @@ def load(
     dtype: str = "float32",
     cache_dir: Optional[StrPath] = None,
     activation: Optional[str] = None,
-) -> tuple[CLIP, ImageTransform]:
+) -> "tuple[CLIP, ImageTransform]":
     """Loads a CLIP model and the preprocessing of its images (OpenAI's `clip.load`).
 
     Args:
@@ -67,10 +68,12 @@ def load(
         CheckpointError: if the file is not a CLIP checkpoint.
         DownloadError: if the model must be fetched and cannot be.
     """
+    import paddle
+
     if dtype not in LOAD_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(LOAD_DTYPES)}")
     require_dtype(dtype, paddle.get_device())
-    path = _find(os.fspath(name_or_path), cache_dir)
+    path = find(name_or_path, cache_dir)
     checkpoint = read(path)
     verify_checksums(checkpoint, path)
     weights = dialects.from_checkpoint(checkpoint, path, activation)
@@ -92,10 +95,11 @@ def load(
     return model, image_transform(weights.config.image_resolution)
 
 
-def _find(name_or_path: str, cache_dir: Optional[StrPath]) -> str:
-    """The path of a file, or of the file of a model by name, which is fetched if it has to be."""
+def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None) -> str:
+    """The path of a file, or of the file of a model by name, which is fetched if it has to be; see `load`."""
+    name_or_path = os.fspath(name_or_path)
     if name_or_path in available_models():
-        return _cached(find_preset(name_or_path), os.fspath(cache_dir or _default_cache()))
+        return _cached(find_preset(name_or_path), cache_folder(cache_dir))
     if name_or_path == TINY.name:
         return os.path.join(os.path.dirname(__file__), "data", TINY.file)
     if not os.path.isfile(name_or_path):
@@ -111,8 +115,10 @@ def url_of(row: Preset) -> str:
     return f"{BASE_URL}/{row.sha256}/{row.file}"
 
 
-def _default_cache() -> str:
-    return os.environ.get("PADDLE_CLIP_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "paddle_clip")
+def cache_folder(cache_dir: Optional[StrPath] = None) -> str:
+    """The folder of downloaded, converted and compiled files: as given, $PADDLE_CLIP_CACHE, or ~/.cache/paddle_clip."""
+    default = os.path.join(os.path.expanduser("~"), ".cache", "paddle_clip")
+    return os.fspath(cache_dir or os.environ.get("PADDLE_CLIP_CACHE") or default)
 
 
 def _cached(row: Preset, cache_dir: str) -> str:

@@ -164,11 +164,11 @@ class ResidualAttentionBlock(nn.Layer):
     Args:
         d_model: width D.
         n_head: number of heads H.
-        causal: whether no token attends to a later one, as in the text transformer.
         activation: "quickgelu" or "gelu".
+        causal: whether no token attends to a later one, as in the text transformer.
     """
 
-    def __init__(self, d_model: int, n_head: int, causal: bool = False, activation: str = "quickgelu"):
+    def __init__(self, d_model: int, n_head: int, activation: str = "quickgelu", causal: bool = False):
         super().__init__()
         self.causal = causal
         self.attn = MultiHeadAttention(d_model, n_head)
@@ -224,16 +224,16 @@ class Transformer(nn.Layer):
         width: width D.
         layers: number of blocks.
         heads: number of heads H.
-        causal: whether no token attends to a later one, as in the text transformer.
         activation: "quickgelu" or "gelu".
+        causal: whether no token attends to a later one, as in the text transformer.
     """
 
-    def __init__(self, width: int, layers: int, heads: int, causal: bool = False, activation: str = "quickgelu"):
+    def __init__(self, width: int, layers: int, heads: int, activation: str = "quickgelu", causal: bool = False):
         super().__init__()
         self.width = width
         self.layers = layers
         self.causal = causal
-        blocks = [ResidualAttentionBlock(width, heads, causal, activation) for _ in range(layers)]
+        blocks = [ResidualAttentionBlock(width, heads, activation, causal) for _ in range(layers)]
         self.resblocks = nn.LayerList(blocks)
 
     def _bound(self, x: Tensor) -> Optional[Tensor]:
@@ -294,7 +294,7 @@ class VisualTransformer(nn.Layer):
         self.class_embedding = self.create_parameter([width], default_initializer=initializer)
         self.positional_embedding = self.create_parameter([tokens, width], default_initializer=initializer)
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, activation=activation)
+        self.transformer = Transformer(width, layers, heads, activation)
         self.ln_post = LayerNorm(width)
         self.proj = self.create_parameter([width, output_dim], default_initializer=initializer)
 
@@ -397,7 +397,9 @@ class CLIP(nn.Layer):
                 vision_layers, embed_dim, vision_width * 32 // 64, image_resolution, vision_width
             )
 
-        self.transformer = Transformer(transformer_width, transformer_layers, transformer_heads, True, activation)
+        self.transformer = Transformer(
+            transformer_width, transformer_layers, transformer_heads, activation, causal=True
+        )
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
         self.positional_embedding = self.create_parameter([context_length, transformer_width])
         self.ln_final = LayerNorm(transformer_width)

@@ -1,7 +1,10 @@
+import atexit
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, *(os.path.join(ROOT, folder) for folder in ("convert", "examples", "tests/tools"))]
 
+os.environ["PADDLE_CLIP_CACHE"] = tempfile.mkdtemp(prefix="paddle-clip-tests-")  # and not the user's
+atexit.register(shutil.rmtree, os.environ["PADDLE_CLIP_CACHE"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two suites share the cores, and sums keep their order
 
 import paddle_clip  # noqa: F401  isort: skip  before paddle, see extras.ZLIB_IS_BROKEN

@@ -314,9 +314,8 @@ def test_features_that_are_none(fails, tmp_path):
 
 def test_what_would_fail_late_fails_at_once(fails, succeeds, photos, tmp_path, monkeypatch):
     succeeds("embed", photos, "-o", tmp_path / "x.npy")
-    for family in ("features", "finetuning", "deployment"):
-        loader = f"paddle_clip.cli.{family}.load_model"
-        monkeypatch.setattr(loader, lambda arguments: pytest.fail("the model was loaded"))
+    for loader in ("features.load_encoder", "finetuning.load_model", "deployment.load_model"):
+        monkeypatch.setattr(f"paddle_clip.cli.{loader}", lambda *_: pytest.fail("the model was loaded"))
     assert fails("search", tmp_path / "x.npy", "--image", photos, words=["has 6 images: --image takes one"])
     for command, name in (("probe", "x.npz"), ("embed", "x.npy"), ("finetune", "x.pdparams")):
         missing = tmp_path / "none" / name

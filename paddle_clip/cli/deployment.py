@@ -1,4 +1,4 @@
-"""`paddle-clip export` and `bench`."""
+"""`paddle-clip export`, `cache` and `bench`."""
 
 import argparse
 from collections.abc import Callable
@@ -36,6 +36,35 @@ def export(arguments: argparse.Namespace) -> None:
         print_json({"output": arguments.output})
     else:
         print(f"{arguments.output}: load it with paddle_clip.Predictor({arguments.output!r})")
+
+
+def add_cache(commands: "Commands") -> None:
+    """Adds the command `cache`."""
+    parser = add_command(
+        commands,
+        cache,
+        "show the size of the compiled models in the cache, or clear them",
+        ["", "--clear"],
+        needs_paddle=False,
+    )
+    parser.add_argument(
+        "--clear", action="store_true", help="delete the compiled models, which are made again when needed"
+    )
+    add_json(parser)
+
+
+def cache(arguments: argparse.Namespace) -> None:
+    """Prints, or deletes, the compiled forms."""
+    from .. import compiled
+
+    found = compiled.clear() if arguments.clear else compiled.forms()
+    if arguments.json:
+        print_json([form._asdict() for form in found])
+        return
+    for form in found:
+        print(f"{form.bytes / 1e6:>8,.0f} MB  {form.folder}")
+    total = sum(form.bytes for form in found) / 1e6
+    print(f"{total:>8,.0f} MB {'deleted' if arguments.clear else 'in all'}")
 
 
 def add_bench(commands: "Commands") -> None:

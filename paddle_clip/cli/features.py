@@ -1,7 +1,6 @@
 """`paddle-clip embed`, `search` and `probe`."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +8,14 @@ from ..defaults import IMAGES_FOUND
 from .shared import (
     add_batch_size,
     add_command,
+    add_engine,
     add_images,
     add_json,
     add_model,
     add_on_error,
     add_workers,
     image_paths,
-    load_model,
+    load_encoder,
     print_json,
     require_folder,
 )
@@ -52,18 +52,18 @@ def add_embed(commands: "Commands") -> None:
     add_batch_size(parser)
     add_workers(parser)
     add_model(parser)
+    add_engine(parser)
     add_json(parser)
 
 
 def embed(arguments: argparse.Namespace) -> None:
     """Writes the features of images."""
-    names = arguments.images
-    images = names[0] if len(names) == 1 and os.path.isdir(names[0]) else image_paths(names)
+    images = image_paths(arguments.images)
 
     from .. import features
 
     features.require_output(arguments.output)
-    model, preprocess = load_model(arguments)
+    model, preprocess = load_encoder(arguments, len(images))
     found = features.embed(
         model,
         preprocess,
@@ -102,6 +102,7 @@ def add_search(commands: "Commands") -> None:
         "--top-k", type=int, default=IMAGES_FOUND, metavar="K", help="images shown (default: %(default)s)"
     )
     add_model(parser)
+    add_engine(parser)
     add_json(parser)
 
 
@@ -116,7 +117,7 @@ def search(arguments: argparse.Namespace) -> None:
         if len(found) > 1:
             raise ValueError(f"{arguments.image} has {len(found)} images: --image takes one")
         query = Path(found[0])
-    model, preprocess = load_model(arguments)
+    model, preprocess = load_encoder(arguments, 1)
     matches = features.search(model, preprocess, rows, paths, query, arguments.top_k)
     if arguments.json:
         print_json([match._asdict() for match in matches])
@@ -145,6 +146,7 @@ def add_probe(commands: "Commands") -> None:
     add_batch_size(parser)
     add_workers(parser)
     add_model(parser)
+    add_engine(parser)
     add_json(parser)
 
 
@@ -156,11 +158,13 @@ def probe(arguments: argparse.Namespace) -> None:
         from ..checkpoints.files import require_place
 
         require_place(arguments.output)
-    model, preprocess = load_model(arguments)
 
     from ..features import embed
     from ..probe import linear_probe
     from ..zeroshot import labelled_files
+
+    folders = list(filter(None, (arguments.train, arguments.test)))
+    model, preprocess = load_encoder(arguments, sum(len(labelled_files(folder)[0]) for folder in folders))
 
     def features_and_labels(folder: str) -> "tuple[np.ndarray, list[str]]":
         paths, items, folders = labelled_files(folder)

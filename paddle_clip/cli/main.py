@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         features.add_probe,
         finetuning.add_finetune,
         deployment.add_export,
+        deployment.add_cache,
         deployment.add_bench,
     ):
         add(commands)

@@ -11,6 +11,7 @@ from ..config import ACTIVATIONS
 from ..defaults import BATCH_SIZE, TEMPLATE
 
 if TYPE_CHECKING:
+    from ..encoding import Encoder
     from ..model import CLIP
     from ..transforms import ImageTransform
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "ViT-B/32"
 INTERRUPTED = 128 + signal.SIGINT
 SAMPLES = "@samples"
+# Compiling ViT-B/32 takes as long as OpenVINO saves on this many images.
+WORTH_COMPILING = 400
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,6 +129,24 @@ def add_model(parser: Parser, dtype: bool = True) -> None:
         )
 
 
+def add_engine(parser: Parser) -> None:
+    """--engine, --precision and --threads; `load_encoder` reads them."""
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "eager", "paddle", "openvino"),
+        default="auto",
+        help="what runs the model: eager: Paddle's layers; paddle or openvino: a compiled form, made once and kept in "
+        f"the cache; auto (default): OpenVINO if its form is in the cache, or for {WORTH_COMPILING} images and more",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="precision of products: float32 (default), or bfloat16, by OpenVINO on a processor that has such products",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the model (default: all cores)")
+
+
 def add_activation(parser: argparse.ArgumentParser) -> None:
     """--activation."""
     parser.add_argument(
@@ -147,12 +168,67 @@ def load_model(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]":
 
     from ..hub import load
 
-    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # again: Paddle put its own in place, which can hang
+    _handle_sigterm()
     if arguments.device:
         paddle.set_device(arguments.device)
     dtype = arguments.dtype if "dtype" in arguments else "float32"
-    return load(arguments.model, dtype, activation=arguments.activation)
+    loaded = load(arguments.model, dtype, activation=arguments.activation)
+    _handle_sigterm()
+    return loaded
+
+
+def _handle_sigterm() -> None:
+    """Puts our handler in place again, as Paddle's imports set their own, which can hang."""
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def load_encoder(arguments: argparse.Namespace, images: int) -> "tuple[Encoder, ImageTransform]":
+    """The model and preprocessing of `add_model`'s and `add_engine`'s options.
+
+    Args:
+        arguments: the parsed options.
+        images: how many images will be encoded, to tell whether compiling is worth its time.
+    """
+    engine = _choose_engine(arguments, images)
+    if engine == "eager":
+        if arguments.threads:
+            from ..threads import use_cores
+
+            use_cores(arguments.threads)
+        return load_model(arguments)
+
+    from ..compiled import load_compiled
+
+    loaded = load_compiled(
+        arguments.model, engine, arguments.precision, activation=arguments.activation, threads=arguments.threads
+    )
+    _handle_sigterm()
+    return loaded
+
+
+def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
+    """The engine asked for; for `auto` OpenVINO, where it can run the model and compiling is done or worth its time."""
+    engine, precision = arguments.engine, arguments.precision
+    on_cpu = not arguments.device or arguments.device == "cpu"
+    if engine == "auto":
+        from ..extras import has, is_gpu_build
+
+        if precision == "float32" and (arguments.dtype != "float32" or not on_cpu or is_gpu_build()):
+            return "eager"
+        if precision == "float32" and not has("openvino"):
+            return "eager"
+        from ..compiled import has_form
+
+        worth = images >= WORTH_COMPILING or has_form(arguments.model, "openvino", activation=arguments.activation)
+        return "openvino" if worth or precision != "float32" else "eager"
+    if engine == "eager" and precision != "float32":
+        raise ValueError(f"{precision} is run by OpenVINO: give --engine openvino, or --dtype {precision} on a GPU")
+    if engine != "eager" and (arguments.dtype != "float32" or not on_cpu):
+        raise ValueError(
+            "compiled forms are for the CPU and float32: leave --device and --dtype out, or --engine eager"
+        )
+    return engine
 
 
 def image_paths(names: Sequence[str]) -> list[str]:

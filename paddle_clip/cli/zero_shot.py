@@ -9,6 +9,7 @@ from ..defaults import LABELS_SHOWN
 from .shared import (
     add_batch_size,
     add_command,
+    add_engine,
     add_images,
     add_json,
     add_labels,
@@ -17,7 +18,7 @@ from .shared import (
     add_workers,
     image_paths,
     labels_and_templates,
-    load_model,
+    load_encoder,
     print_json,
     read_lines,
     require_folder,
@@ -46,6 +47,7 @@ def add_classify(commands: "Commands") -> None:
     )
     add_batch_size(parser)
     add_model(parser)
+    add_engine(parser)
     add_json(parser)
 
 
@@ -55,7 +57,7 @@ def classify(arguments: argparse.Namespace) -> None:
     if not labels:
         raise ValueError("there are no labels: give --labels, --labels-file or --prompts")
     images = image_paths(arguments.images)
-    model, preprocess = load_model(arguments)
+    model, preprocess = load_encoder(arguments, len(images))
 
     from .. import zeroshot
 
@@ -89,6 +91,7 @@ def add_similarity(commands: "Commands") -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw the matrix to a .png, .pdf or .svg; needs matplotlib")
     add_batch_size(parser)
     add_model(parser)
+    add_engine(parser)
     add_json(parser)
 
 
@@ -104,14 +107,14 @@ def similarity(arguments: argparse.Namespace) -> None:
 
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle makes it tell of its font cache
         plots.require_writable(arguments.plot)
-    model, preprocess = load_model(arguments)
+    model, preprocess = load_encoder(arguments, len(images))
 
+    from ..encoding import unit
     from ..features import embed
-    from ..zeroshot import encode_texts
+    from ..zeroshot import text_features
 
-    text_features = encode_texts(model, texts).astype("float32").numpy()  # [M, E]
-    text_features /= (text_features**2).sum(axis=1, keepdims=True) ** 0.5
-    cosines = embed(model, preprocess, images, batch_size=arguments.batch_size).features @ text_features.T  # [N, M]
+    rows = embed(model, preprocess, images, batch_size=arguments.batch_size).features  # [N, E]
+    cosines = rows @ unit(text_features(model, texts)).T  # [N, M]
     if arguments.plot:
         plots.similarity(images, texts, cosines, arguments.plot)
     if arguments.json:
@@ -145,6 +148,7 @@ def add_evaluate(commands: "Commands") -> None:
     add_batch_size(parser)
     add_workers(parser)
     add_model(parser)
+    add_engine(parser)
     add_json(parser)
 
 
@@ -152,9 +156,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Prints the zero-shot accuracy on a folder."""
     labels, templates = labels_and_templates(arguments)
     require_folder(arguments.folder)
-    model, preprocess = load_model(arguments)
 
     from .. import zeroshot
+
+    paths, _, _ = zeroshot.labelled_files(arguments.folder)
+    model, preprocess = load_encoder(arguments, len(paths))
 
     found = zeroshot.evaluate(
         model,

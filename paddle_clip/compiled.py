@@ -1,0 +1,161 @@
+"""Compiled forms of models in the cache: made once, by one process, and loaded in seconds.
+
+Compiling a ViT-B/32 takes longer than encoding some hundred images does, so the commands keep what they compile.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import warnings
+from typing import NamedTuple, Optional
+
+from filelock import FileLock
+
+from . import __version__
+from .checkpoints.files import StrPath, sha256
+from .engines import Predictor, require_engine
+from .errors import CheckpointError
+from .extras import has
+from .hub import cache_folder, find, load
+from .transforms import ImageTransform
+
+MOST_FORMS = 4  # kept; the one that was used longest ago goes first
+_TEMPORARY = (CheckpointError, FileNotFoundError)  # what a damaged form raises
+
+
+class Form(NamedTuple):
+    """A compiled form in the cache."""
+
+    folder: str
+    bytes: int
+    used: float  # seconds since 1970, when it was last loaded
+
+
+def load_compiled(
+    name_or_path: StrPath,
+    engine: Optional[str] = None,
+    precision: str = "float32",
+    cache_dir: Optional[StrPath] = None,
+    activation: Optional[str] = None,
+    threads: Optional[int] = None,
+) -> tuple[Predictor, ImageTransform]:
+    """Loads a model in the form made for speed on a CPU, which is compiled once and kept in the cache.
+
+    A form belongs to the weights' checksum, and to the versions of this package, of Paddle and of the engine. The cache
+    keeps four of them; `paddle-clip cache` tells their size and clears them.
+
+    Args:
+        name_or_path: what `load` takes.
+        engine: "openvino" or "paddle", see `Predictor`; by default OpenVINO, if the extra `openvino` is installed.
+        precision: "float32", or "bfloat16" by OpenVINO on a processor that has such products.
+        cache_dir: folder of the cache, see `load`.
+        activation: "quickgelu" or "gelu", where a file does not tell, see `load`.
+        threads: number of threads; by default one for each core this process may use.
+
+    Returns:
+        The `Predictor` and its preprocessing.
+
+    Raises:
+        CheckpointError, DownloadError, ValueError: as `load` raises them.
+        ImportError: if the engine is not installed.
+        RuntimeError: if the model cannot be translated for the engine.
+    """
+    require_engine(engine, precision, "cpu", threads)
+    if precision == "int8":
+        raise ValueError("int8 takes pictures to quantise by: export the model with calibration=images")
+    engine = engine or default_engine(precision)
+    path = find(name_or_path, cache_dir)
+    folder = _folder(path, engine, cache_dir, activation)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    with FileLock(folder + ".lock"):
+        if os.path.exists(folder):
+            try:
+                return _opened(folder, engine, precision, threads)
+            except _TEMPORARY as error:
+                warnings.warn(f"{folder} is damaged and is made again: {error}", RuntimeWarning, stacklevel=2)
+                shutil.rmtree(folder)
+        _make(path, folder, engine, activation)
+        _forget(cache_dir, folder)
+        return _opened(folder, engine, precision, threads)
+
+
+def default_engine(precision: str = "float32") -> str:
+    """The engine that `load_compiled` takes by default."""
+    return "openvino" if has("openvino") or precision != "float32" else "paddle"
+
+
+def has_form(
+    name_or_path: StrPath, engine: str, cache_dir: Optional[StrPath] = None, activation: Optional[str] = None
+) -> bool:
+    """Whether the cache holds the compiled form of a model; a model that is not downloaded yet has none."""
+    return bool(forms(cache_dir)) and os.path.exists(
+        _folder(find(name_or_path, cache_dir), engine, cache_dir, activation)
+    )
+
+
+def forms(cache_dir: Optional[StrPath] = None) -> list[Form]:
+    """The compiled forms in the cache, the one used last first."""
+    place, found = _place(cache_dir), []
+    for name in os.listdir(place) if os.path.isdir(place) else ():
+        folder = os.path.join(place, name)
+        about = os.path.join(folder, "config.json")
+        if os.path.isfile(about):
+            size = sum(entry.stat().st_size for entry in os.scandir(folder))
+            found.append(Form(folder, size, os.stat(about).st_mtime))
+    return sorted(found, key=lambda form: -form.used)
+
+
+def clear(cache_dir: Optional[StrPath] = None) -> list[Form]:
+    """Deletes all compiled forms in the cache and returns what they were."""
+    found = forms(cache_dir)
+    for form in found:
+        shutil.rmtree(form.folder)
+    return found
+
+
+def _place(cache_dir: Optional[StrPath]) -> str:
+    return os.path.join(cache_folder(cache_dir), "compiled")
+
+
+def _folder(path: str, engine: str, cache_dir: Optional[StrPath], activation: Optional[str]) -> str:
+    """Where the form of a checkpoint is kept; all that it depends on is in the name."""
+    beside = (os.path.join(os.path.dirname(path), name) for name in ("config.json", "open_clip_config.json"))
+    depends_on = {
+        "weights": sha256(path),
+        "settings": [sha256(file) for file in beside if os.path.isfile(file)],  # which tell the activation
+        "activation": activation,
+        "engine": engine,
+        "versions": [__version__, *(_version(name) for name in ("paddlepaddle", "paddlepaddle-gpu", "openvino"))],
+    }
+    digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
+    stem = os.path.splitext(os.path.basename(path))[0]
+    return os.path.join(_place(cache_dir), f"{stem}-{engine}-{digest}")
+
+
+def _version(package: str) -> Optional[str]:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _make(path: str, folder: str, engine: str, activation: Optional[str]) -> None:
+    from .deploy import export  # here, as it takes Paddle
+
+    model, _ = load(path, activation=activation)
+    export(model, folder, openvino=engine == "openvino")
+
+
+def _opened(folder: str, engine: str, precision: str, threads: Optional[int]) -> tuple[Predictor, ImageTransform]:
+    predictor = Predictor(folder, threads, "cpu", engine, precision)
+    os.utime(os.path.join(folder, "config.json"))
+    return predictor, predictor.preprocess
+
+
+def _forget(cache_dir: Optional[StrPath], new: str) -> None:
+    """Deletes the forms used longest ago beyond those that are kept."""
+    for form in forms(cache_dir)[MOST_FORMS:]:
+        if form.folder != new:
+            shutil.rmtree(form.folder, ignore_errors=True)
