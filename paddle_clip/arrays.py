@@ -1,6 +1,6 @@
 """numpy arrays and Paddle's Tensors, for code that runs with and without Paddle.
 
-Paddle is 294 MB and takes more than a second to import: what only needs numpy does not import it.
+Paddle takes more than a second to import: what only needs numpy does not import it.
 """
 
 import sys

@@ -4,7 +4,6 @@ Compiling a ViT-B/32 takes longer than encoding some hundred images does, so the
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from . import __version__
 from .checkpoints.files import StrPath, sha256
 from .engines import Predictor, require_engine
 from .errors import CheckpointError
-from .extras import has
+from .extras import makes_openvino, version_of
 from .hub import cache_folder, find, load
 from .transforms import ImageTransform
 
@@ -83,7 +82,7 @@ def load_compiled(
 
 def default_engine(precision: str = "float32") -> str:
     """The engine that `load_compiled` takes by default."""
-    return "openvino" if has("openvino") or precision != "float32" else "paddle"
+    return "openvino" if makes_openvino() or precision != "float32" else "paddle"
 
 
 def has_form(
@@ -127,18 +126,11 @@ def _folder(path: str, engine: str, cache_dir: Optional[StrPath], activation: Op
         "settings": [sha256(file) for file in beside if os.path.isfile(file)],  # which tell the activation
         "activation": activation,
         "engine": engine,
-        "versions": [__version__, *(_version(name) for name in ("paddlepaddle", "paddlepaddle-gpu", "openvino"))],
+        "versions": [__version__, *(version_of(name) for name in ("paddlepaddle", "paddlepaddle-gpu", "openvino"))],
     }
     digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     stem = os.path.splitext(os.path.basename(path))[0]
     return os.path.join(_place(cache_dir), f"{stem}-{engine}-{digest}")
-
-
-def _version(package: str) -> Optional[str]:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _make(path: str, folder: str, engine: str, activation: Optional[str]) -> None:

@@ -128,7 +128,7 @@ class OpenVINO:
         if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ValueError(
                 "this processor computes no bfloat16 products, which AMD's have since Zen 4 and Intel's since Cooper "
-                "Lake: use precision='float32', or 'int8' with calibration=images"
+                "Lake: use precision='float32'"
             )
         with open(path, "rb") as program:
             model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))

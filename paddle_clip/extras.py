@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from typing import Optional
 
 # The packages of each extra by the names they are imported by. Installing an extra brings all of its packages.
 EXTRAS = {
@@ -45,13 +46,22 @@ def require(extra: str) -> None:
         raise ImportError(f"{_PIP_NAMES.get(missing, missing)} is not installed: {command}")
 
 
+def makes_openvino() -> bool:
+    """Whether models can be compiled for OpenVINO: its extra is installed, and Paddle 3."""
+    paddle_version = version_of("paddlepaddle") or version_of("paddlepaddle-gpu")
+    return has("openvino") and paddle_version is not None and not paddle_version.startswith("2.")
+
+
 def is_gpu_build() -> bool:
     """Whether the Paddle that is installed is built for GPUs, which it then computes on; it is not imported."""
+    return version_of("paddlepaddle-gpu") is not None
+
+
+def version_of(package: str) -> Optional[str]:
     try:
-        importlib.metadata.version("paddlepaddle-gpu")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _is_installed(package: str) -> bool:

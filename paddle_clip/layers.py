@@ -257,12 +257,14 @@ def may_read_weights(*layers: nn.Layer) -> bool:
 
     Not those of a layer that somebody put in place of ours, such as an adapter, nor of one with hooks: they are called.
     """
-    if paddle.in_dynamic_mode():
+    if paddle.in_dynamic_mode() or has_hooks(*layers):
         return False
-    for layer in layers:
-        if type(layer) is not nn.Linear or len(layer._forward_pre_hooks) + len(layer._forward_post_hooks) > 0:
-            return False
-    return True
+    return all(type(layer) is nn.Linear for layer in layers)
+
+
+def has_hooks(*layers: nn.Layer) -> bool:
+    """Whether a hook watches the call of one of some layers."""
+    return any(len(layer._forward_pre_hooks) + len(layer._forward_post_hooks) > 0 for layer in layers)
 
 
 class MultiHeadAttention(nn.Layer):

@@ -26,6 +26,7 @@ from .layers import (
     causal_bound,
     conv,
     float32_if_half,
+    has_hooks,
     linear,
     load_strictly,
     may_read_weights,
@@ -257,11 +258,11 @@ class Transformer(nn.Layer):
     def of_one(self, x: Tensor, at: Place) -> Tensor:
         """What `forward` gives for the token at a place of each row: [B, L, D] -> [B, 1, D].
 
-        In traced programs the last block computes no other token.
+        In traced programs the last block computes no other token, unless a hook is there to see them.
         """
-        if paddle.in_dynamic_mode():
-            return token(self(x), at)
         *blocks, last = self.resblocks
+        if paddle.in_dynamic_mode() or has_hooks(self, last, last.attn):
+            return token(self(x), at)
         bound = self._bound(x)
         for block in blocks:
             x = block(x, bound=bound)

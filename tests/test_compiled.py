@@ -71,7 +71,7 @@ def test_other_weights_have_another_form(place):
 def test_other_versions_have_another_form(place, monkeypatch):
     assert compiled.has_form(place / "small.pdparams", "paddle")
     assert not compiled.has_form(place / "small.pdparams", "openvino")
-    monkeypatch.setattr(compiled, "_version", lambda package: "0.0")
+    monkeypatch.setattr(compiled, "version_of", lambda package: "0.0")
     assert not compiled.has_form(place / "small.pdparams", "paddle")
 
 
@@ -113,7 +113,7 @@ def test_the_command_tells_sizes_and_clears(place, capsys):
 
 def chosen(monkeypatch, *options, images=1, openvino=True, form=False, gpu=False):
     """The engine a command takes."""
-    monkeypatch.setattr("paddle_clip.extras.has", lambda extra: openvino)
+    monkeypatch.setattr("paddle_clip.extras.makes_openvino", lambda: openvino)
     monkeypatch.setattr("paddle_clip.extras.is_gpu_build", lambda: gpu)
     monkeypatch.setattr(compiled, "has_form", lambda *_, **__: form)
     arguments = cli.main.__globals__["build_parser"]().parse_args(["classify", "x.png", "--labels", "a", *options])

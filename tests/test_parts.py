@@ -226,6 +226,20 @@ def test_programs_call_layers_that_are_not_ours(variant):
         assert parity.difference(found, of_eager.numpy())[1] <= 1e-5
 
 
+@pytest.mark.parametrize("watched", ["transformer", "transformer.resblocks.1", "transformer.resblocks.1.attn"])
+def test_programs_run_hooks(watched):
+    """A hook that changes what the last block computes changes what the program computes."""
+    model = presets.build(VIT)
+    model.eval()
+    tokens = parity.random_inputs(VIT)["tokens"]
+    layer = dict(model.named_sublayers())[watched]
+    layer.register_forward_post_hook(lambda _l, _i, y: (2 * y[0], None) if isinstance(y, tuple) else 2 * y + 1)
+    with paddle.no_grad():
+        expected = model.encode_text(paddle.to_tensor(tokens)).numpy()
+    found = paddle_clip.compile(model, engine="paddle").encode_text(tokens)
+    assert parity.difference(found, expected)[1] <= 1e-5
+
+
 def test_the_last_block_of_a_program_computes_one_token():
     """Traced programs compute the query of the token that is read, and no others."""
     block = ResidualAttentionBlock(64, 2, causal=True)

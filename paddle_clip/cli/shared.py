@@ -212,11 +212,11 @@ def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
     engine, precision = arguments.engine, arguments.precision
     on_cpu = not arguments.device or arguments.device == "cpu"
     if engine == "auto":
-        from ..extras import has, is_gpu_build
+        from ..extras import is_gpu_build, makes_openvino
 
         if precision == "float32" and (arguments.dtype != "float32" or not on_cpu or is_gpu_build()):
             return "eager"
-        if precision == "float32" and not has("openvino"):
+        if precision == "float32" and not makes_openvino():
             return "eager"
         from ..compiled import has_form
 
