@@ -50,10 +50,13 @@ def random_model(config, seed=0):
     """OpenAI's model of these sizes with every parameter and buffer random, in the published fp16/fp32 mix.
 
     A fresh model would hide bugs: its norms are ones and zeros, and each ResNet block ends in a zeroed norm. The scales
-    here keep activations of every depth near one, so that each layer shows in the output.
+    here keep activations of every depth near one, so that each layer shows in the output and no softmax is saturated:
+    where it is, the error of the output is that of its closest tie. Residual branches add up, so the deeper the ResNet,
+    the smaller they are.
     """
     code = openai("model")
     torch.manual_seed(seed)
+    depth = sum(config.vision_layers) if isinstance(config.vision_layers, tuple) else 0  # residual branches of a ResNet
     model = code.CLIP(**sizes(config))
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -64,7 +67,7 @@ def random_model(config, seed=0):
             elif name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5)
             elif name.endswith("bn3.weight") and "layer" in name:  # the end of a residual branch
-                tensor.uniform_(0.1, 0.6)
+                tensor.uniform_(0.1, 0.6).mul_(min(1, 8 / depth))
             elif name.endswith("weight") and tensor.ndim == 1:
                 tensor.uniform_(0.5, 1.5)
             elif tensor.ndim == 1:  # biases, running means, the class embedding
