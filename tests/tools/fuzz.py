@@ -47,10 +47,10 @@ def mutate(content, source):
     kinds = [bytes_level]
     if content[:2] == b"PK":
         kinds += [zip_records, zip_pickle, zip_pickle, zip_entries]
-    elif content[:1] == b"\x80":
-        kinds += [pickle_level, pickle_level]
-    else:
+    elif content[8:9] == b"{":  # safetensors: the length before it may begin with a pickle's 0x80
         kinds += [header_level, header_level]
+    else:
+        kinds += [pickle_level, pickle_level]
     kind = source.choice(kinds)
     return kind(bytearray(content), source), kind.__name__
 
