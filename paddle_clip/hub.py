@@ -70,6 +70,8 @@ def load(
     """
     import paddle
 
+    from .layers import undrawn
+
     if dtype not in LOAD_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(LOAD_DTYPES)}")
     require_dtype(dtype, paddle.get_device())
@@ -83,7 +85,8 @@ def load(
             "a file that open_clip trained with GELU needs activation='gelu'",
             stacklevel=2,
         )
-    model = build(weights.config)
+    with undrawn():
+        model = build(weights.config)
     if dtype == "float64":
         model.to(dtype="float64")
     elif dtype in HALF_DTYPES:

@@ -3,8 +3,10 @@
 Shape letters: B batch, C channels, L tokens, D width, H heads, E joint embedding.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -27,17 +29,37 @@ Place = Union[int, Tensor]  # of a token: one for all rows, or one for each, [B]
 # -------------------------------------------------------------------------------------------------------- initialisers
 
 
-def _uniform(bound: float) -> paddle.ParamAttr:
-    return paddle.ParamAttr(initializer=nn.initializer.Uniform(-bound, bound))
+_draws = ContextVar("draws", default=True)
 
 
-def _zeros() -> paddle.ParamAttr:
-    return paddle.ParamAttr(initializer=nn.initializer.Constant(0.0))
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """New layers hold zeros where they would draw random numbers, which takes longer than loading weights does."""
+    before = _draws.set(False)
+    try:
+        yield
+    finally:
+        _draws.reset(before)
+
+
+def normal(std: float) -> nn.initializer.Initializer:
+    """A normal distribution of mean 0."""
+    return nn.initializer.Normal(0.0, std) if _draws.get() else nn.initializer.Constant(0.0)
 
 
 def normal_(parameter: Tensor, std: float) -> None:
     """Draws a parameter from a normal distribution of mean 0 (PyTorch's `nn.init.normal_`)."""
-    nn.initializer.Normal(0.0, std)(parameter)
+    if _draws.get():
+        normal(std)(parameter)
+
+
+def zeros() -> paddle.ParamAttr:
+    """The attributes of a parameter that begins at 0, or is drawn later."""
+    return paddle.ParamAttr(initializer=nn.initializer.Constant(0.0))
+
+
+def _uniform(bound: float) -> paddle.ParamAttr:
+    return paddle.ParamAttr(initializer=nn.initializer.Uniform(-bound, bound)) if _draws.get() else zeros()
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> nn.Conv2D:
@@ -274,8 +296,8 @@ class MultiHeadAttention(nn.Layer):
         super().__init__()
         self.num_heads = num_heads
         xavier = _uniform(math.sqrt(6 / (embed_dim + 3 * embed_dim)))
-        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, weight_attr=xavier, bias_attr=_zeros())
-        self.out_proj = nn.Linear(embed_dim, embed_dim, weight_attr=_uniform(embed_dim**-0.5), bias_attr=_zeros())
+        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, weight_attr=xavier, bias_attr=zeros())
+        self.out_proj = nn.Linear(embed_dim, embed_dim, weight_attr=_uniform(embed_dim**-0.5), bias_attr=zeros())
 
     def forward(
         self,
@@ -353,6 +375,13 @@ def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
     return x if weight is None else paddle.matmul(x, weight.astype(x.dtype).t(), transpose_y=True)
 
 
+def few_rows(layer: nn.Layer, x: Tensor) -> Tensor:
+    """layer(x) for one token of each row: [B, …, D] -> [B, …, E]. A linear layer rounds as `project` does."""
+    if paddle.in_dynamic_mode() and type(layer) is nn.Linear and not has_hooks(layer):
+        return project(x, layer.weight) + layer.bias
+    return layer(x)
+
+
 # ------------------------------------------------------------------------------------------------------- strict loading
 
 
@@ -375,5 +404,10 @@ def load_strictly(model: nn.Layer, state_dict: Mapping[str, Any], use_structured
     )
     for name, tensor in own.items():
         value = state_dict[name]
-        value = value if isinstance(value, Tensor) else paddle.to_tensor(np.asarray(value))
-        tensor.set_value(value.astype(tensor.dtype))
+        if not isinstance(value, Tensor):
+            value = np.ascontiguousarray(value)  # a 0-d array becomes [1]
+            if value.dtype.name == str(tensor.dtype).split(".")[-1]:
+                tensor.set_value(value.reshape(tensor.shape))
+                continue
+            value = paddle.to_tensor(value)
+        tensor.set_value(value.astype(tensor.dtype).reshape(tensor.shape))

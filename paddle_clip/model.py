@@ -25,14 +25,17 @@ from .layers import (
     attention_of_one,
     causal_bound,
     conv,
+    few_rows,
     float32_if_half,
     has_hooks,
     linear,
     load_strictly,
     may_read_weights,
+    normal,
     normal_,
     project,
     token,
+    zeros,
 )
 from .threads import use_cores
 
@@ -78,7 +81,7 @@ class AttentionPool2D(nn.Layer):
     def __init__(self, spacial_dim: int, embed_dim: int, num_heads: int, output_dim: Optional[int] = None):
         super().__init__()
         self.positional_embedding = self.create_parameter(
-            [spacial_dim**2 + 1, embed_dim], default_initializer=nn.initializer.Normal(0.0, embed_dim**-0.5)
+            [spacial_dim**2 + 1, embed_dim], default_initializer=normal(embed_dim**-0.5)
         )
         self.k_proj = linear(embed_dim, embed_dim)
         self.q_proj = linear(embed_dim, embed_dim)
@@ -90,12 +93,12 @@ class AttentionPool2D(nn.Layer):
         x = x.flatten(2)  # [B, D, S*S]
         x = paddle.concat([x.mean(axis=2, keepdim=True), x], axis=2).transpose([0, 2, 1])  # [B, S*S+1, D]
         x = x + self.positional_embedding.astype(x.dtype)
-        q, k, v = self.q_proj(x[:, :1]), self.k_proj, self.v_proj
+        q, k, v = few_rows(self.q_proj, x[:, :1]), self.k_proj, self.v_proj
         if may_read_weights(k, v):
             x = attention_of_one(q, x, k.weight, v.weight, v.bias, self.num_heads)  # [B, 1, D]
         else:
             x, _ = attention(q, k(x), v(x), self.num_heads)  # [B, 1, D]
-        return self.c_proj(x.squeeze(1))  # [B, E]
+        return few_rows(self.c_proj, x.squeeze(1))  # [B, E]
 
 
 class ModifiedResNet(nn.Layer):
@@ -290,7 +293,7 @@ class VisualTransformer(nn.Layer):
         self.output_dim = output_dim
         self.conv1 = conv(3, width, patch_size, stride=patch_size)
 
-        initializer = nn.initializer.Normal(0.0, width**-0.5)
+        initializer = normal(width**-0.5)
         tokens = (input_resolution // patch_size) ** 2 + 1
         self.class_embedding = self.create_parameter([width], default_initializer=initializer)
         self.positional_embedding = self.create_parameter([tokens, width], default_initializer=initializer)
@@ -401,10 +404,10 @@ class CLIP(nn.Layer):
         self.transformer = Transformer(
             transformer_width, transformer_layers, transformer_heads, activation, causal=True
         )
-        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
-        self.positional_embedding = self.create_parameter([context_length, transformer_width])
+        self.token_embedding = nn.Embedding(vocab_size, transformer_width, weight_attr=zeros())
+        self.positional_embedding = self.create_parameter([context_length, transformer_width], attr=zeros())
         self.ln_final = LayerNorm(transformer_width)
-        self.text_projection = self.create_parameter([transformer_width, embed_dim])
+        self.text_projection = self.create_parameter([transformer_width, embed_dim], attr=zeros())
         self.logit_scale = self.create_parameter([], default_initializer=nn.initializer.Constant(math.log(1 / 0.07)))
         self.initialize_parameters()
 
