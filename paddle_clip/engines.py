@@ -103,14 +103,13 @@ class OpenVINO:
         file: name of one of its .xml files.
         threads: number of threads.
         hint: precision of the products, OpenVINO's name: "f32" or "bf16".
-        example: an input, run at once: the weights are packed by it, and what was read of their file is given back.
 
     Raises:
         ImportError: if OpenVINO is not installed.
         ValueError: if the processor has no products in bfloat16.
     """
 
-    def __init__(self, directory: str, file: str, threads: int, hint: str, example: np.ndarray):
+    def __init__(self, directory: str, file: str, threads: int, hint: str):
         require("openvino-runtime")
         import openvino
 
@@ -134,13 +133,14 @@ class OpenVINO:
             model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
         self._shapes: set[tuple[int, ...]] = set()
-        self(example)
+        release_pages(self._mapped)  # what is needed still is read from the file again
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         features = self._request.infer([array])[0]
-        if array.shape not in self._shapes:  # for which weights may have been packed, and copies of them are kept
+        # The weights are packed by the first input, and once more by a much larger or smaller one: copies are kept.
+        if array.shape not in self._shapes:
             self._shapes.add(array.shape)
-            release_pages(self._mapped)  # what is needed still is read from the file again
+            release_pages(self._mapped)
         return features
 
 
@@ -218,11 +218,10 @@ class Predictor:
         """{tower: its encoder}."""
         if self.engine == "openvino":
             image = "image.int8.xml" if self.precision == "int8" else "image.xml"
-            size, hint = self.image_resolution, "bf16" if self.precision == "bfloat16" else "f32"
-            images, tokens = np.zeros((1, 3, size, size), np.float32), np.zeros((1, self.context_length), np.int64)
+            hint = "bf16" if self.precision == "bfloat16" else "f32"
             return {
-                "image": OpenVINO(directory, image, self.threads, hint, images),
-                "text": OpenVINO(directory, "text.xml", self.threads, hint, tokens),
+                "image": OpenVINO(directory, image, self.threads, hint),
+                "text": OpenVINO(directory, "text.xml", self.threads, hint),
             }
         return {
             tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once)
