@@ -2,9 +2,11 @@
 
     python benchmarks/encode.py [--models RN50 ViT-B/32] [--batches 1 8 32] [--peers openai openvino …]
 
-The weights are random; every peer runs in its own process, on all cores, and they take turns. The script prints a table
-in Markdown: medians, the ratio of ours to the best peer, and the share of the machine's limit for matrix products.
-Peers that are not installed are left out with a note: pip install onnx onnxruntime openvino; the Makefile has the rest.
+The weights are random; every peer runs in its own process, nothing set in the environment, and they take turns. The
+script prints a table in Markdown: medians, the ratio of ours to the best peer of the same precision, and the share of
+the machine's limit for matrix products. OpenVINO left to itself takes bfloat16 where the processor has it; all others
+compute in --dtype. What is not installed is left out with a note: pip install onnx onnxruntime openvino; the Makefile
+has the rest.
 """
 
 import argparse
@@ -18,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from paddle_clip.presets import PRESETS, preset
-from peers import OURS, PEERS, make_checkpoint, medians, start
+from peers import LOWER, OURS, PEERS, make_checkpoint, medians, start
 
 
 def flops(config, tower):
@@ -66,13 +68,13 @@ def main():
     parser.add_argument("--towers", nargs="+", default=["image", "text"], choices=["image", "text"])
     parser.add_argument("--peers", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS], metavar="PEER")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, help="by default nothing is set in the environment")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     arguments = parser.parse_args()
     calls = [(tower, batch, 77) for tower in arguments.towers for batch in arguments.batches]
     limit = matrix_product_limit() if arguments.device == "cpu" else None
-    print(f"{processor()}, {arguments.threads} threads, {arguments.dtype}; {versions()}")
+    print(f"{processor()}, {arguments.threads or 'all'} threads, {arguments.dtype}; {versions()}")
     if limit:
         print(f"Matrix products of side 1024: {limit / 1e9:.0f} GFLOP/s")
     for model in arguments.models:
@@ -94,10 +96,11 @@ def measure(model, calls, arguments, limit):
     for peer in workers:
         cells = [f"{rates[peer, call]:.1f}" for call in calls]
         print(f"| {OURS.get(peer) or PEERS[peer]} | {' | '.join(cells)} |")
-    others = [peer for peer in workers if peer in PEERS]
-    for peer in (peer for peer in workers if peer in OURS and others):
-        cells = [f"{rates[peer, call] / max(rates[other, call] for other in others):.2f}" for call in calls]
-        print(f"| {OURS[peer]} / best peer | {' | '.join(cells)} |")
+    for peer in (peer for peer in workers if peer in OURS):
+        rivals = [other for other in workers if other in PEERS and (other in LOWER) == (peer in LOWER)]
+        if rivals:
+            cells = [f"{rates[peer, call] / max(rates[other, call] for other in rivals):.2f}" for call in calls]
+            print(f"| {OURS[peer]} / best peer | {' | '.join(cells)} |")
     for peer in (peer for peer in workers if peer in OURS and limit):
         needed = [flops(config, tower) for tower, *_ in calls]
         cells = [f"{rates[peer, c] * n / limit:.0%}" if n else "" for c, n in zip(calls, needed)]

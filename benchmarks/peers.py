@@ -21,26 +21,31 @@ OURS = {
     "eager": "Paddle-CLIP, eager",
     "compiled": "Paddle-CLIP, compiled for Paddle Inference",
     "compiled_openvino": "Paddle-CLIP, compiled for OpenVINO",
+    "compiled_bfloat16": "Paddle-CLIP, compiled for OpenVINO, bfloat16",
+    "light": "Paddle-CLIP, an exported folder without Paddle",
 }
 PEERS = {
     "openai": "OpenAI's code, PyTorch eager",
     "torch.compile": "OpenAI's code, torch.compile",
     "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
+    "openvino": "OpenVINO, float32",
+    "openvino_default": "OpenVINO, its own default precision",
     "hugging_face": "Hugging Face transformers",
     "paddleclip": "paddleclip 1.0.0",
 }
+
+LOWER = ("compiled_bfloat16", "openvino_default")  # in a lower precision, where the processor has it
 
 
 class Worker:
     """A peer in its own process; `seconds` times one call, `features` returns its features."""
 
     def __init__(self, peer, checkpoint, device="cpu", threads=None, dtype="float32"):
-        threads = threads or os.cpu_count()
         environment = {**os.environ, "GLOG_minloglevel": "2", "TRANSFORMERS_VERBOSITY": "error"}
-        environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-        # Without this, Paddle's MKL (2019) takes its slowest path on AMD processors; PyTorch's newer MKL ignores it.
-        environment.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+        if threads:
+            environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+        if peer == "paddleclip":  # which would run on one core and on MKL's slowest kernels for AMD processors
+            environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "MKL_DEBUG_CPU_TYPE": "5", **environment}
         command = [sys.executable, os.path.abspath(__file__), peer, checkpoint, device, dtype]
         self.process = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -160,26 +165,54 @@ def eager(checkpoint, device, dtype):
     return call
 
 
-def compiled(checkpoint, device, dtype, engine="paddle"):
+def compiled(checkpoint, device, dtype, engine="paddle", precision="float32"):
     import paddle_clip
 
-    predictor = paddle_clip.compile(_model(checkpoint, device, dtype), engine=engine)
+    return _calls(paddle_clip.compile(_model(checkpoint, device, dtype), engine=engine, precision=precision))
+
+
+def _calls(predictor):
+    import paddle_clip
+
     calls = {"image": predictor.encode_image, "text": predictor.encode_text}
 
     def call(tower, array):
         return calls[tower](array)
 
-    call.texts = lambda texts: predictor.encode_text(paddle_clip.tokenize(texts).numpy())
+    call.texts = lambda texts: predictor.encode_text(paddle_clip.tokenizer.token_ids(texts))
     return call
 
 
-def compiled_openvino(checkpoint, device, dtype):
-    from paddle_clip import deploy, extras
+def _require_openvino(device):
+    from paddle_clip.extras import makes_openvino, require
 
-    if device != "cpu" or not deploy.PADDLE_3:
+    require("openvino")
+    if device != "cpu" or not makes_openvino():
         raise ImportError("OpenVINO is for the CPU and takes Paddle 3")
-    extras.require("openvino")
-    return compiled(checkpoint, device, dtype, "openvino")
+
+
+def compiled_openvino(checkpoint, device, dtype, precision="float32"):
+    _require_openvino(device)
+    return compiled(checkpoint, device, dtype, "openvino", precision)
+
+
+def compiled_bfloat16(checkpoint, device, dtype):
+    try:
+        return compiled_openvino(checkpoint, device, dtype, "bfloat16")
+    except ValueError as error:  # the processor has no such products
+        raise ImportError(str(error)) from None
+
+
+def light(checkpoint, device, dtype):
+    from paddle_clip import Predictor
+
+    _require_openvino(device)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "paddle_clip", "export", folder, "--model", checkpoint, "--openvino"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        predictor = Predictor(folder)
+    assert "paddle" not in sys.modules
+    return _calls(predictor)
 
 
 def _torch(checkpoint, device, dtype, wrap):
@@ -207,14 +240,16 @@ def torch_compile(checkpoint, device, dtype):
     return _torch(checkpoint, device, dtype, torch.compile)
 
 
-def _onnx(checkpoint, folder):
-    """The towers of OpenAI's model as ONNX files with a dynamic batch: {"image": path, "text": path}."""
+def _onnx(checkpoint):
+    """The towers of OpenAI's model as ONNX files beside the checkpoint, made once: {"image": path, "text": path}."""
+    paths = {tower: f"{checkpoint}.{tower}.onnx" for tower in ("image", "text")}
+    if all(map(os.path.exists, paths.values())):
+        return paths
     import torch
 
     import reference
 
     model, config = reference.load(checkpoint), _config(checkpoint)
-    paths = {}
     for tower, forward in (("image", model.encode_image), ("text", model.encode_text)):
 
         class Tower(torch.nn.Module):
@@ -226,7 +261,6 @@ def _onnx(checkpoint, folder):
                 return self.call(x)
 
         example = torch.from_numpy(inputs(tower, 2, config.context_length, config))
-        paths[tower] = os.path.join(folder, f"{tower}.onnx")
         torch.onnx.export(
             Tower(model, forward),
             (example,),
@@ -245,26 +279,29 @@ def onnxruntime(checkpoint, device, dtype):
 
     providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
-    with tempfile.TemporaryDirectory() as folder:
-        paths = _onnx(checkpoint, folder)
-        sessions = {tower: runtime.InferenceSession(path, options, providers) for tower, path in paths.items()}
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))  # 0: its own choice
+    sessions = {tower: runtime.InferenceSession(path, options, providers) for tower, path in _onnx(checkpoint).items()}
     return lambda tower, array: sessions[tower].run(None, {"x": array})[0]
 
 
-def openvino(checkpoint, device, dtype):
+def openvino(checkpoint, device, dtype, **settings):
     import openvino as ov
 
     core = ov.Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": int(os.environ["OMP_NUM_THREADS"]),
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", **settings}
+    if "OMP_NUM_THREADS" in os.environ:
+        settings["INFERENCE_NUM_THREADS"] = int(os.environ["OMP_NUM_THREADS"])
+    models = {
+        tower: core.compile_model(core.read_model(path), "CPU", settings) for tower, path in _onnx(checkpoint).items()
     }
-    with tempfile.TemporaryDirectory() as folder:
-        paths = _onnx(checkpoint, folder)
-        models = {tower: core.compile_model(core.read_model(path), "CPU", settings) for tower, path in paths.items()}
     return lambda tower, array: models[tower](array)[0]
+
+
+def openvino_default(checkpoint, device, dtype):
+    import openvino as ov
+
+    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino(checkpoint, device, dtype, INFERENCE_PRECISION_HINT="bf16" if "BF16" in capabilities else "f32")
 
 
 def hugging_face(checkpoint, device, dtype):
