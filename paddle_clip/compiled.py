@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
+import numpy as np
 from filelock import FileLock
 
 from . import __version__
@@ -21,6 +23,7 @@ from .hub import cache_folder, find, load
 from .transforms import ImageTransform
 
 MOST_FORMS = 4  # kept; the one that was used longest ago goes first
+FEWEST_PICTURES, MOST_PICTURES = 100, 300  # that int8 is quantised by
 _TEMPORARY = (CheckpointError, FileNotFoundError)  # what a damaged form raises
 
 
@@ -39,6 +42,7 @@ def load_compiled(
     cache_dir: Optional[StrPath] = None,
     activation: Optional[str] = None,
     threads: Optional[int] = None,
+    calibration: Sequence[StrPath] = (),
 ) -> tuple[Predictor, ImageTransform]:
     """Loads a model in the form made for speed on a CPU, which is compiled once and kept in the cache.
 
@@ -48,25 +52,27 @@ def load_compiled(
     Args:
         name_or_path: what `load` takes.
         engine: "openvino" or "paddle", see `Predictor`; by default OpenVINO, if the extra `openvino` is installed.
-        precision: "float32", or "bfloat16" by OpenVINO on a processor that has such products.
+        precision: "float32"; by OpenVINO "bfloat16", on a processor that has such products, or "int8", which quantises
+            the image encoder.
         cache_dir: folder of the cache, see `load`.
         activation: "quickgelu" or "gelu", where a file does not tell, see `load`.
         threads: number of threads; by default one for each core this process may use.
+        calibration: for "int8" the paths of 100 pictures or more of the kind the model will see. 300 of them, spread
+            evenly, quantise it; other pictures make another form.
 
     Returns:
         The `Predictor` and its preprocessing.
 
     Raises:
-        CheckpointError, DownloadError, ValueError: as `load` raises them.
+        CheckpointError, DownloadError, ValueError: as `load` raises them; ValueError too for too few pictures.
         ImportError: if the engine is not installed.
         RuntimeError: if the model cannot be translated for the engine.
     """
     require_engine(engine, precision, "cpu", threads)
-    if precision == "int8":
-        raise ValueError("int8 takes pictures to quantise by: export the model with calibration=images")
+    pictures = _spread(calibration) if precision == "int8" else []
     engine = engine or default_engine(precision)
     path = find(name_or_path, cache_dir)
-    folder = _folder(path, engine, cache_dir, activation)
+    folder = _folder(path, engine, cache_dir, activation, pictures)
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     with FileLock(folder + ".lock"):
         if os.path.exists(folder):
@@ -75,7 +81,7 @@ def load_compiled(
             except _TEMPORARY as error:
                 warnings.warn(f"{folder} is damaged and is made again: {error}", RuntimeWarning, stacklevel=2)
                 shutil.rmtree(folder)
-        _make(path, folder, engine, activation)
+        _make(path, folder, engine, activation, pictures)
         _forget(cache_dir, folder)
         return _opened(folder, engine, precision, threads)
 
@@ -118,7 +124,19 @@ def _place(cache_dir: Optional[StrPath]) -> str:
     return os.path.join(cache_folder(cache_dir), "compiled")
 
 
-def _folder(path: str, engine: str, cache_dir: Optional[StrPath], activation: Optional[str]) -> str:
+def _spread(paths: Sequence[StrPath]) -> list[str]:
+    """At most 300 of some pictures, spread evenly, to quantise by."""
+    if len(paths) < FEWEST_PICTURES:
+        raise ValueError(
+            f"int8 is quantised by pictures, and calibration has {len(paths)}; give {FEWEST_PICTURES} or more of the "
+            "kind the model will see, or use precision='float32'"
+        )
+    return [os.fspath(path) for path in paths[:: -(-len(paths) // MOST_PICTURES)]]
+
+
+def _folder(
+    path: str, engine: str, cache_dir: Optional[StrPath], activation: Optional[str], pictures: Sequence[str] = ()
+) -> str:
     """Where the form of a checkpoint is kept; all that it depends on is in the name."""
     beside = (os.path.join(os.path.dirname(path), name) for name in ("config.json", "open_clip_config.json"))
     depends_on = {
@@ -126,6 +144,7 @@ def _folder(path: str, engine: str, cache_dir: Optional[StrPath], activation: Op
         "settings": [sha256(file) for file in beside if os.path.isfile(file)],  # which tell the activation
         "activation": activation,
         "engine": engine,
+        "pictures": [(picture, os.stat(picture).st_size, os.stat(picture).st_mtime_ns) for picture in pictures],
         "versions": [__version__, *(version_of(name) for name in ("paddlepaddle", "paddlepaddle-gpu", "openvino"))],
     }
     digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
@@ -133,11 +152,12 @@ def _folder(path: str, engine: str, cache_dir: Optional[StrPath], activation: Op
     return os.path.join(_place(cache_dir), f"{stem}-{engine}-{digest}")
 
 
-def _make(path: str, folder: str, engine: str, activation: Optional[str]) -> None:
+def _make(path: str, folder: str, engine: str, activation: Optional[str], pictures: Sequence[str]) -> None:
     from .deploy import export  # here, as it takes Paddle
 
-    model, _ = load(path, activation=activation)
-    export(model, folder, openvino=engine == "openvino")
+    model, preprocess = load(path, activation=activation)
+    calibration = np.stack([preprocess.array(picture) for picture in pictures]) if pictures else None
+    export(model, folder, openvino=engine == "openvino", calibration=calibration)
 
 
 def _opened(folder: str, engine: str, precision: str, threads: Optional[int]) -> tuple[Predictor, ImageTransform]:

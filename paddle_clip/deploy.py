@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional
 
 import numpy as np
@@ -138,13 +139,8 @@ def _write(
     model: CLIP, dtype: str, directory: str, onnx: bool, openvino: bool, calibration: Optional[np.ndarray]
 ) -> None:
     _write_programs(model, directory)
-    for tower in TOWERS:
-        if onnx or openvino:
-            translation.write_onnx(directory, tower)
-        if openvino:
-            translation.write_openvino(directory, tower)
-            if not onnx:
-                os.unlink(os.path.join(directory, f"{tower}.onnx"))
+    with ThreadPoolExecutor(len(TOWERS)) as pool:  # each translation is a process that uses one core
+        list(pool.map(lambda tower: _translate(directory, tower, onnx, openvino), TOWERS))
     if calibration is not None:
         translation.write_int8(directory, calibration, model.config.is_vit)
     size = model.config.image_resolution
@@ -164,6 +160,16 @@ def _write(
     }
     with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as file:
         json.dump(description, file, indent=1)
+
+
+def _translate(directory: str, tower: str, onnx: bool, openvino: bool) -> None:
+    """Writes the program of a tower in the formats that are asked for."""
+    if onnx or openvino:
+        translation.write_onnx(directory, tower)
+    if openvino:
+        translation.write_openvino(directory, tower)
+        if not onnx:
+            os.unlink(os.path.join(directory, f"{tower}.onnx"))
 
 
 def _write_programs(model: CLIP, directory: str) -> None:

@@ -156,3 +156,39 @@ def test_commands_with_each_engine_say_the_same(place, capsys, tmp_path):
         assert eager["labels"][0]["probability"] == pytest.approx(other["labels"][0]["probability"], abs=1e-4)
     features = [np.load(tmp_path / f"{engine}.npy") for engine in ("eager", "paddle")]
     np.testing.assert_allclose(*features, atol=1e-5)
+
+
+@needs_openvino
+def test_int8_is_quantised_by_the_pictures_at_hand(place, capsys, tmp_path, monkeypatch):
+    common = ["--model", str(place / "small.pdparams"), "--precision", "int8"]
+    command = ["embed", "@samples", "-o", str(tmp_path / "int8.npy"), *common]
+    assert cli.main(command) == 1
+    assert "int8 is quantised by pictures, and calibration has 8; give 100 or more" in capsys.readouterr().err
+    monkeypatch.setattr(compiled, "FEWEST_PICTURES", 8)
+    assert cli.main(command) == 0
+    predictor, _ = paddle_clip.load_compiled(
+        place / "small.pdparams", calibration=paddle_clip.samples(), precision="int8"
+    )
+    assert predictor.precision == "int8"
+    assert len(compiled.forms()) == 2  # the second time it was there
+    exact, _ = paddle_clip.load_compiled(place / "small.pdparams", engine="paddle")
+    ours, theirs = (encoder.encode_image(images()) for encoder in (predictor, exact))
+    assert 0 < np.abs(ours - theirs).max() < 0.5 * np.abs(theirs).max()
+
+
+def test_the_pictures_for_int8_are_spread():
+    assert compiled._spread([str(number) for number in range(601)]) == [str(number) for number in range(0, 601, 3)]
+    assert len(compiled._spread(["x"] * 300)) == 300
+
+
+def test_commands_take_an_export(place, capsys, tmp_path):
+    model, _ = paddle_clip.load(place / "small.pdparams")
+    paddle_clip.export(model, tmp_path / "exported")
+    command = ["classify", "@samples", "--labels", "a dog", "a cat", "--model"]
+    said = []
+    for name in (place / "small.pdparams", tmp_path / "exported"):
+        assert cli.main([*command, str(name)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert cli.main([*command, str(tmp_path / "exported"), "--engine", "eager"]) == 1
+    assert "holds compiled forms alone" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def embed(arguments: argparse.Namespace) -> None:
     from .. import features
 
     features.require_output(arguments.output)
-    model, preprocess = load_encoder(arguments, len(images))
+    model, preprocess = load_encoder(arguments, images)
     found = features.embed(
         model,
         preprocess,
@@ -112,12 +112,13 @@ def search(arguments: argparse.Namespace) -> None:
 
     rows, paths, _ = features.load_features(arguments.features)
     query: Any = arguments.text
+    found: list[str] = []
     if arguments.image:
         found = image_paths([arguments.image])
         if len(found) > 1:
             raise ValueError(f"{arguments.image} has {len(found)} images: --image takes one")
         query = Path(found[0])
-    model, preprocess = load_encoder(arguments, 1)
+    model, preprocess = load_encoder(arguments, found)
     matches = features.search(model, preprocess, rows, paths, query, arguments.top_k)
     if arguments.json:
         print_json([match._asdict() for match in matches])
@@ -164,7 +165,7 @@ def probe(arguments: argparse.Namespace) -> None:
     from ..zeroshot import labelled_files
 
     folders = list(filter(None, (arguments.train, arguments.test)))
-    model, preprocess = load_encoder(arguments, sum(len(labelled_files(folder)[0]) for folder in folders))
+    model, preprocess = load_encoder(arguments, [path for folder in folders for path in labelled_files(folder)[0]])
 
     def features_and_labels(folder: str) -> "tuple[np.ndarray, list[str]]":
         paths, items, folders = labelled_files(folder)

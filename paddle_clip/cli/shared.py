@@ -119,7 +119,8 @@ def add_model(parser: Parser, dtype: bool = True) -> None:
         "--model",
         default=DEFAULT_MODEL,
         metavar="NAME|FILE",
-        help="a model of `paddle-clip models`, which is downloaded once, or a checkpoint (default: %(default)s)",
+        help="a model of `paddle-clip models`, which is downloaded once, a checkpoint, or a folder that `export` wrote "
+        "(default: %(default)s)",
     )
     add_activation(parser)
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:1 (default: a GPU, if Paddle can use it)")
@@ -140,9 +141,10 @@ def add_engine(parser: Parser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "int8"),
         default="float32",
-        help="precision of products: float32 (default), or bfloat16, by OpenVINO on a processor that has such products",
+        help="precision of products: float32 (default); by OpenVINO bfloat16, on a processor that has such products, "
+        "or int8 for images, quantised by 300 of those at hand",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the model (default: all cores)")
 
@@ -183,14 +185,23 @@ def _handle_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def load_encoder(arguments: argparse.Namespace, images: int) -> "tuple[Encoder, ImageTransform]":
+def load_encoder(arguments: argparse.Namespace, images: Sequence[str]) -> "tuple[Encoder, ImageTransform]":
     """The model and preprocessing of `add_model`'s and `add_engine`'s options.
 
     Args:
         arguments: the parsed options.
-        images: how many images will be encoded, to tell whether compiling is worth its time.
+        images: paths of the images that will be encoded: they tell whether compiling is worth its time, and int8 is
+            quantised by them.
     """
-    engine = _choose_engine(arguments, images)
+    from ..engines import Predictor, is_export
+
+    if is_export(arguments.model):
+        if arguments.engine == "eager":
+            raise ValueError(f"{arguments.model} is an export, which holds compiled forms alone: leave --engine out")
+        engine = None if arguments.engine == "auto" else arguments.engine
+        predictor = Predictor(arguments.model, arguments.threads, arguments.device, engine, arguments.precision)
+        return predictor, predictor.preprocess
+    engine = _choose_engine(arguments, len(images))
     if engine == "eager":
         if arguments.threads:
             from ..threads import use_cores
@@ -201,7 +212,12 @@ def load_encoder(arguments: argparse.Namespace, images: int) -> "tuple[Encoder, 
     from ..compiled import load_compiled
 
     loaded = load_compiled(
-        arguments.model, engine, arguments.precision, activation=arguments.activation, threads=arguments.threads
+        arguments.model,
+        engine,
+        arguments.precision,
+        activation=arguments.activation,
+        threads=arguments.threads,
+        calibration=images,
     )
     _handle_sigterm()
     return loaded

@@ -57,7 +57,7 @@ def classify(arguments: argparse.Namespace) -> None:
     if not labels:
         raise ValueError("there are no labels: give --labels, --labels-file or --prompts")
     images = image_paths(arguments.images)
-    model, preprocess = load_encoder(arguments, len(images))
+    model, preprocess = load_encoder(arguments, images)
 
     from .. import zeroshot
 
@@ -107,7 +107,7 @@ def similarity(arguments: argparse.Namespace) -> None:
 
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle makes it tell of its font cache
         plots.require_writable(arguments.plot)
-    model, preprocess = load_encoder(arguments, len(images))
+    model, preprocess = load_encoder(arguments, images)
 
     from ..encoding import unit
     from ..features import embed
@@ -160,7 +160,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from .. import zeroshot
 
     paths, _, _ = zeroshot.labelled_files(arguments.folder)
-    model, preprocess = load_encoder(arguments, len(paths))
+    model, preprocess = load_encoder(arguments, paths)
 
     found = zeroshot.evaluate(
         model,
