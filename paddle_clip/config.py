@@ -1,9 +1,23 @@
-"""The sizes of a CLIP model."""
+"""The sizes of a CLIP model, and how its pictures are prepared."""
 
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 ACTIVATIONS = ("quickgelu", "gelu")
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue, OpenAI's
+STD = (0.26862954, 0.26130258, 0.27577711)
+INTERPOLATIONS = ("bicubic", "bilinear")
+RESIZE_MODES = ("shortest", "longest", "squash")
+
+
+class Preprocessing(NamedTuple):
+    """How a model's pictures are prepared: the arguments of `image_transform` by name. The defaults are OpenAI's."""
+
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    interpolation: str = INTERPOLATIONS[0]
+    resize_mode: str = RESIZE_MODES[0]
+    fill_color: int = 0  # of the borders that "longest" adds, 0 to 255
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,8 @@ class CLIPConfig:
     context_length: int = 77  # tokens
     vocab_size: int = 49408
     activation: str = ACTIVATIONS[0]  # "quickgelu", which OpenAI's models have, or "gelu", as most of open_clip's
+    # A text's feature is read at the first token of this id; None: at the highest id, as in OpenAI's models.
+    eos_token_id: Optional[int] = None
 
     @property
     def is_vit(self) -> bool:
