@@ -42,8 +42,8 @@ def openai(name):
 
 
 def sizes(config):
-    """A config as arguments of OpenAI's CLIP, which has one activation and no argument for it."""
-    return {name: size for name, size in asdict(config).items() if name != "activation"}
+    """A config as arguments of OpenAI's CLIP, which has one activation and one end-of-text, and no arguments."""
+    return {name: size for name, size in asdict(config).items() if name not in ("activation", "eos_token_id")}
 
 
 def random_model(config, seed=0):

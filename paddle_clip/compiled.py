@@ -16,6 +16,8 @@ from filelock import FileLock
 
 from . import __version__
 from .checkpoints.files import StrPath, sha256
+from .checkpoints.reading import shards
+from .checkpoints.settings import FILES
 from .engines import Predictor, require_engine
 from .errors import CheckpointError
 from .extras import makes_openvino, version_of
@@ -138,10 +140,10 @@ def _folder(
     path: str, engine: str, cache_dir: Optional[StrPath], activation: Optional[str], pictures: Sequence[str] = ()
 ) -> str:
     """Where the form of a checkpoint is kept; all that it depends on is in the name."""
-    beside = (os.path.join(os.path.dirname(path), name) for name in ("config.json", "open_clip_config.json"))
+    beside = (os.path.join(os.path.dirname(path), name) for name in FILES)
     depends_on = {
-        "weights": sha256(path),
-        "settings": [sha256(file) for file in beside if os.path.isfile(file)],  # which tell the activation
+        "weights": [sha256(file) for file in shards(path)],
+        "settings": [sha256(file) for file in beside if os.path.isfile(file)],
         "activation": activation,
         "engine": engine,
         "pictures": [(picture, os.stat(picture).st_size, os.stat(picture).st_mtime_ns) for picture in pictures],

@@ -13,6 +13,7 @@ import numpy as np
 
 from .arrays import as_array, as_tensor, is_tensor
 from .checkpoints.files import StrPath, crc32_of_file, release_pages
+from .checkpoints.settings import preprocessing_of
 from .encoding import require_dtype, unit
 from .errors import CheckpointError
 from .extras import has, require
@@ -199,7 +200,9 @@ class Predictor:
         self.image_resolution = description["image_resolution"]
         self.embed_dim = description["embed_dim"]
         self.log_scale: float = description["logit_scale"]
-        self.preprocess = image_transform(self.image_resolution)
+        self.eos_token_id = description.get("eos_token_id")  # exports of before lack it, and have None
+        self.preprocessing = preprocessing_of(description.get("preprocessing", {}), directory)
+        self.preprocess = image_transform(self.image_resolution, *self.preprocessing)
         self._images_at_once = description["images_at_once"]
         self._tokens_at_once = description["tokens_at_once"]
         if self.device.startswith("gpu"):  # which is fastest with all of them
@@ -267,7 +270,8 @@ class Predictor:
         tokens = np.asarray(text)
         if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.context_length:
             raise ValueError(f"tokens are {list(tokens.shape)}; this model takes [N, 1 to {self.context_length}]")
-        lengths = tokens.argmax(axis=-1) + 1 if trim else np.full(len(tokens), tokens.shape[1])  # [B]
+        ends = (tokens if self.eos_token_id is None else tokens == self.eos_token_id).argmax(axis=-1)  # [B]
+        lengths = ends + 1 if trim else np.full(len(tokens), tokens.shape[1])  # [B]
         order = np.argsort(lengths, kind="stable")
         features = np.empty((len(tokens), self.embed_dim), np.float32)
         while len(order):  # the longest first
@@ -309,6 +313,7 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "embed_dim": _is_positive,
     "images_at_once": _is_positive,
     "tokens_at_once": _is_positive,
+    "eos_token_id": lambda value: value is None or (type(value) is int and value >= 0),
     "crc32": _is_list_of_files,
 }
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .checkpoints import dialects
 from .checkpoints.conversion import convert
 from .checkpoints.files import StrPath, sha256
-from .checkpoints.reading import read
+from .checkpoints.reading import find_weights, read
 from .checkpoints.writing import verify_checksums
 from .encoding import HALF_DTYPES, require_dtype
 from .errors import CheckpointError
@@ -50,7 +50,7 @@ def load(
     Args:
         name_or_path: a name listed by `available_models()`, which is downloaded and converted once; "tiny", a small
             model of coloured shapes that is in the package and needs no network; or the path of a `.pt`, `.pdparams` or
-            `.safetensors` file, of this library or another: all that `convert` takes.
+            `.safetensors` file, of this library or another, or of a model's folder: all that `convert` takes.
         dtype: what the towers compute in: "float32", "float64", or on a GPU "float16" or "bfloat16"; half precision
             leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files.
         cache_dir: folder for downloaded and converted files; by default the environment variable PADDLE_CLIP_CACHE,
@@ -60,7 +60,8 @@ def load(
             warning says so.
 
     Returns:
-        The model, in eval mode, and the callable PIL image, path or uint8 array -> float32 Tensor [3, R, R].
+        The model, in eval mode, and the callable PIL image, path or uint8 array -> float32 Tensor [3, R, R], which
+        prepares pictures as the file, or the settings beside it, say.
 
     Raises:
         ValueError: if the dtype is unknown or cannot run on the current device, or the name is neither a model nor a
@@ -95,20 +96,23 @@ def load(
                 layer.to(dtype=getattr(paddle, dtype))
     model.set_state_dict(weights.arrays)
     model.eval()
-    return model, image_transform(weights.config.image_resolution)
+    model.preprocessing = weights.preprocessing
+    return model, image_transform(weights.config.image_resolution, *weights.preprocessing)
 
 
 def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None) -> str:
-    """The path of a file, or of the file of a model by name, which is fetched if it has to be; see `load`."""
+    """The path of a file, of a folder's weights, or of the file of a model by name, fetched if need be; see `load`."""
     name_or_path = os.fspath(name_or_path)
     if name_or_path in available_models():
         return _cached(find_preset(name_or_path), cache_folder(cache_dir))
     if name_or_path == TINY.name:
         return os.path.join(os.path.dirname(__file__), "data", TINY.file)
+    if os.path.isdir(name_or_path):
+        return find_weights(name_or_path)
     if not os.path.isfile(name_or_path):
         raise ValueError(
             f"{name_or_path!r} is neither a file nor a model; available models: {', '.join(available_models())}, "
-            f"{TINY.name!r} without a network, or the path of a .pt, .pdparams or .safetensors file"
+            f"{TINY.name!r} without a network, or the path of a .pt, .pdparams or .safetensors file or of a folder"
         )
     return name_or_path
 

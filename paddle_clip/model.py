@@ -15,7 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from .config import CLIPConfig
+from .config import CLIPConfig, Preprocessing
 from .layers import (
     BatchNorm2D,
     LayerNorm,
@@ -336,14 +336,16 @@ class CLIP(nn.Layer):
         vision_width: width of the ResNet stem or of the vision transformer.
         vision_patch_size: side of a vision transformer's patch in pixels; None for a ResNet.
         context_length: longest text in tokens.
-        vocab_size: number of tokens; the highest one is end-of-text.
+        vocab_size: number of tokens; the highest one is end-of-text, unless `eos_token_id` is given.
         transformer_width: width of the text transformer.
         transformer_heads: heads of the text transformer.
         transformer_layers: layers of the text transformer.
         activation: activation of the transformers' MLPs: "quickgelu", as in OpenAI's models, or "gelu".
+        eos_token_id: a text's feature is read at its first token of this id; None reads it at the highest id.
 
     Attributes:
         config: the arguments, a `CLIPConfig`.
+        preprocessing: how its pictures are prepared, which `load` takes from the file, and `save` and `export` keep.
         visual: the image tower, a `ModifiedResNet` or a `VisualTransformer`.
         transformer: the text transformer; it is causal.
         logit_scale: 0-d parameter, the logarithm of the factor on cosine similarities.
@@ -364,6 +366,7 @@ class CLIP(nn.Layer):
         transformer_heads: int,
         transformer_layers: int,
         activation: str = "quickgelu",
+        eos_token_id: Optional[int] = None,
     ):
         super().__init__()
         use_cores()
@@ -379,7 +382,9 @@ class CLIP(nn.Layer):
             context_length,
             vocab_size,
             activation,
+            eos_token_id,
         )
+        self.preprocessing = Preprocessing()
         self.embed_dim = embed_dim
         self.context_length = context_length
         self.vocab_size = vocab_size
@@ -501,7 +506,7 @@ class CLIP(nn.Layer):
 
         Args:
             text: token ids [B, L], int64, L at most the context length, as `tokenize` returns them. The feature is
-                read at the highest id of each row: end-of-text.
+                read at the highest id of each row, or the first `config.eos_token_id`: end-of-text.
             trim: whether to leave out what follows the last end-of-text of the batch. No token sees a later one, so
                 the result is the same to rounding, and ordinary texts take a sixth of the time. False keeps the shapes
                 fixed, as hooks on the text tower and static graphs may need.
@@ -509,7 +514,8 @@ class CLIP(nn.Layer):
         Returns:
             [B, E] in the model's dtype.
         """
-        end_of_text = text.argmax(axis=-1)  # [B]
+        eos = self.config.eos_token_id
+        end_of_text = (text if eos is None else (text == eos).astype("int32")).argmax(axis=-1)  # [B]
         if trim and paddle.in_dynamic_mode():
             text = text[:, : int(end_of_text.max()) + 1]  # [B, L]
         if paddle.in_dynamic_mode():

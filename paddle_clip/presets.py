@@ -126,9 +126,10 @@ def preset(name: str) -> Preset:
 
 
 def preset_of(config: CLIPConfig) -> Optional[Preset]:
-    """The row, of the table or `TINY`, that has exactly the sizes of `config`, whatever its activation, or None."""
+    """The row, of the table or `TINY`, of the sizes of `config`, whatever its activation and end-of-text, or None."""
     rows = (*PRESETS, TINY)
-    return next((row for row in rows if row.config == replace(config, activation=row.config.activation)), None)
+    sizes = replace(config, activation=ACTIVATIONS[0], eos_token_id=None)
+    return next((row for row in rows if row.config == sizes), None)
 
 
 def build(config: CLIPConfig) -> "CLIP":

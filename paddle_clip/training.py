@@ -19,6 +19,7 @@ from .checkpoints import files, writing
 from .checkpoints.conversion import save
 from .checkpoints.files import StrPath
 from .checkpoints.reading import read
+from .checkpoints.settings import metadata_of
 from .defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, WARMUP, WEIGHT_DECAY
 from .encoding import HALF_DTYPES
 from .errors import CheckpointError
@@ -80,7 +81,7 @@ def finetune(
         pairs: a list of (image, caption), as `pairs.read_pairs` returns it; an image is whatever `preprocess` takes.
         output: path for the trained weights, see `save`. While training, a checkpoint is kept beside it, at `output`
             with the extension `.checkpoint.safetensors`; `load` reads it too.
-        preprocess: image -> Tensor [3, R, R]; by default OpenAI's preprocessing. If it draws random numbers, a resumed
+        preprocess: image -> Tensor [3, R, R]; by default the model's own. If it draws random numbers, a resumed
             training is not identical to an uninterrupted one.
         epochs: number of passes over the pairs.
         batch_size: number of pairs that go through the model at once.
@@ -148,7 +149,7 @@ def finetune(
         log = stack.enter_context(_visualdl(logdir)) if logdir else None
         drawn = _drawn(pairs, steps, pairs_of_step, seed)
         names = _Lazy(len(drawn), lambda index: drawn[index][0])
-        preprocess = preprocess or image_transform(model.config.image_resolution)
+        preprocess = preprocess or image_transform(model.config.image_resolution, *model.preprocessing)
         read_ahead = batches(preprocess, names, drawn, pairs_of_step, workers, None, start * pairs_of_step)
         for step, batch in enumerate(stack.enter_context(contextlib.closing(read_ahead)), start):
             optimizer.set_lr(schedule(step, steps, learning_rate, warmup))
@@ -350,7 +351,7 @@ def _save_checkpoint(
             arrays[f"optimizer.{our_names[parameter]}.{key[len(parameter) + 1 :]}"] = tensor.numpy()
     scaling = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
     state = json.dumps({"step": step, "settings": settings, "scaler": scaling}, default=lambda number: number.item())
-    metadata = {"activation": model.config.activation, "training": state}
+    metadata = {**metadata_of(model.config, model.preprocessing), "training": state}
     writing.write(path, arrays, lambda name: "keep", lambda checksums: {**metadata, "crc32": checksums})
 
 

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from ..config import CLIPConfig
+from ..config import CLIPConfig, Preprocessing
 from ..errors import CheckpointError
 from ..presets import PRESETS, preset_of
 from . import dialects
 from .casting import cast, dtype_name
 from .files import Checkpoint, StrPath, sha256
-from .reading import read
+from .reading import find_weights, read
+from .settings import metadata_of
 from .writing import Progress, no_progress, verify_checksums, write
 
 TARGET_DTYPES = ("float32", "float16", "bfloat16", "published", "keep")
@@ -37,6 +38,7 @@ class Report(NamedTuple):
     output: str = ""
     bytes: int = 0  # size of the output
     seconds: float = 0.0
+    preprocessing: Preprocessing = Preprocessing()  # how the model's pictures are prepared
 
 
 class Contents(NamedTuple):
@@ -52,6 +54,7 @@ class Model(Protocol):
     """The part of a model that `save` uses; a `CLIP` has it."""
 
     config: CLIPConfig
+    preprocessing: Preprocessing
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -69,7 +72,7 @@ def convert(
 
     Args:
         source: path of a checkpoint, recognised by its content: of OpenAI, open_clip, Hugging Face, paddleclip 1.0 or
-            this package, as PyTorch, Paddle or safetensors save it.
+            this package, as PyTorch, Paddle or safetensors save it; or the folder of a model, see `find_weights`.
         output: path to write, by extension `.pdparams`, `.safetensors` or `.pt` (OpenAI's names, for PyTorch). By
             default the source with the extension `.pdparams`.
         dtype: "float32", "float16", "bfloat16", "published" for OpenAI's mix of float16 and float32, or "keep" for
@@ -86,7 +89,7 @@ def convert(
         ValueError: if the dtype or the activation is unknown.
     """
     start = time.perf_counter()
-    source = os.fspath(source)
+    source = find_weights(source)
     output = os.path.splitext(source)[0] + ".pdparams" if output is None else os.fspath(output)
     if dtype not in TARGET_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(TARGET_DTYPES)}")
@@ -99,7 +102,7 @@ def convert(
         verify_checksums(checkpoint, source)
 
         def metadata(checksums: str) -> dict[str, str]:
-            described = {"activation": weights.config.activation, "source": os.path.basename(source)}
+            described = {**metadata_of(weights.config, weights.preprocessing), "source": os.path.basename(source)}
             return {**described, "source_sha256": digest.result(), "crc32": checksums}
 
         dtype_of: Callable[[str], str] = dialects.published_dtype if dtype == "published" else lambda name: dtype
@@ -113,7 +116,7 @@ def check(source: StrPath, activation: Optional[str] = None) -> tuple[Report, Co
     """Reports on a checkpoint without writing anything.
 
     Args:
-        source: path of a checkpoint.
+        source: path of a checkpoint or of a folder, see `convert`.
         activation: see `convert`.
 
     Returns:
@@ -123,7 +126,7 @@ def check(source: StrPath, activation: Optional[str] = None) -> tuple[Report, Co
         CheckpointError: if it is not a CLIP checkpoint, or a tensor changed since we wrote the file.
         OSError: if it cannot be read.
     """
-    source = os.fspath(source)
+    source = find_weights(source)
     checkpoint = read(source)
     weights = dialects.from_checkpoint(checkpoint, source, activation)
     checksums = verify_checksums(checkpoint, source)
@@ -144,7 +147,7 @@ def check(source: StrPath, activation: Optional[str] = None) -> tuple[Report, Co
 
 
 def save(model: Model, path: StrPath) -> None:
-    """Writes a model's weights and its activation to a file that `load` reads.
+    """Writes a model's weights and its settings to a file that `load` reads.
 
     Args:
         model: a `CLIP`.
@@ -157,7 +160,7 @@ def save(model: Model, path: StrPath) -> None:
     """
     path = os.fspath(path)
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    described = {"activation": model.config.activation}
+    described = metadata_of(model.config, model.preprocessing)
     write(path, _layout(arrays, path), lambda name: "keep", lambda checksums: {**described, "crc32": checksums})
 
 
@@ -182,4 +185,5 @@ def _report(checkpoint: Checkpoint, weights: dialects.Weights, digest: str) -> R
         dropped=weights.dropped,
         ignored=weights.ignored,
         prefix=weights.prefix,
+        preprocessing=weights.preprocessing,
     )

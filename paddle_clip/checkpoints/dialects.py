@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from ..config import ACTIVATIONS, CLIPConfig
+from ..config import CLIPConfig, Preprocessing
 from ..errors import CheckpointError, require_same_tensors
 from .casting import BFLOAT16
-from .files import TORCHSCRIPT, Checkpoint
+from .settings import settings_of
 from .shapes import HINT, config_from_shapes, parameter_shapes
 
 Rules = Sequence[tuple[str, str, bool]]
@@ -125,6 +125,7 @@ class Weights(NamedTuple):
     dialect: str
     activation_from: str  # source of the activation
     activation_assumed: bool  # whether its source is names that models of either activation have
+    preprocessing: Preprocessing = Preprocessing()  # as the file or what is beside it says
 
 
 class Fused:
@@ -146,7 +147,7 @@ def from_checkpoint(
 
     Args:
         tensors: {name: array} in the names and layouts of a dialect above, perhaps within a training checkpoint; a
-            `Checkpoint` tells its activation by its metadata too, or by the configuration beside it.
+            `Checkpoint` tells its settings by its metadata too, or by the files beside it.
         source: name of their file, for messages.
         activation: "quickgelu" or "gelu"; None takes the one the file or its dialect tells.
 
@@ -154,8 +155,8 @@ def from_checkpoint(
         The content; its arrays are views of the tensors, in their dtype.
 
     Raises:
-        CheckpointError: if tensors are missing, unexpected or misshapen, with the names of all; or if nothing tells
-            the activation.
+        CheckpointError: if tensors are missing, unexpected or misshapen, with the names of all; if a setting
+            asks for what is not computed here; or if nothing tells the activation.
     """
     prefix = _prefix(tensors, source)
     inner = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
@@ -170,10 +171,11 @@ def from_checkpoint(
     integers = sorted(name for name, array in arrays.items() if array.dtype.kind != "f" and array.dtype != BFLOAT16)
     if integers:
         raise CheckpointError(f"{source}: weights must be floating-point numbers: {', '.join(integers)}. {HINT}")
-    found = _activation(activation, tensors, config, dialect, source)
-    config = dataclasses.replace(config, activation=found.name)
+    found = settings_of(activation, tensors, config, dialect.name, dialect.activation, source)
+    config = dataclasses.replace(config, activation=found.activation, eos_token_id=found.eos_token_id)
     ignored = len(tensors) - len(inner)
-    return Weights(config, arrays, dropped, ignored, prefix, dialect.name, found.told_by, found.is_assumed)
+    told = (found.told_by, found.is_assumed, found.preprocessing)
+    return Weights(config, arrays, dropped, ignored, prefix, dialect.name, *told)
 
 
 def _under_our_names(weights: Mapping[str, np.ndarray], dialect: Dialect, source: str, prefix: str) -> dict[str, Any]:
@@ -210,92 +212,6 @@ def _fuse(name: str, found: dict[str, np.ndarray]) -> dict[str, Any]:
     if set(found) == set("qkv") and len({(part.shape, part.dtype) for part in found.values()}) == 1 and found["q"].ndim:
         return {name: Fused([found[letter] for letter in "qkv"])}
     return {f"{name}#{letter}": part for letter, part in found.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------- activation
-
-
-class _Activation(NamedTuple):
-    name: str
-    told_by: str
-    is_assumed: bool = False
-
-
-def _activation(
-    given: Optional[str], tensors: Mapping[str, np.ndarray], config: CLIPConfig, dialect: Dialect, source: str
-) -> _Activation:
-    """The activation and its source: the caller, the file, the configuration beside it, or its dialect."""
-    checkpoint = tensors if isinstance(tensors, Checkpoint) else None
-    is_openais = checkpoint is not None and checkpoint.kind == TORCHSCRIPT
-    if dialect.name in ("OpenAI", "open_clip") and config.is_vit and not is_openais:
-        _require_heads_of_64(config, source)
-    if given:
-        if given not in ACTIVATIONS:
-            raise ValueError(f"activation is {given!r}; choose one of {', '.join(ACTIVATIONS)}")
-        return _Activation(given, "request")
-    if checkpoint is not None:
-        if checkpoint.metadata.get("activation") in ACTIVATIONS:
-            return _Activation(checkpoint.metadata["activation"], "the file's metadata")
-        if not is_openais:
-            beside = _activation_beside(checkpoint, config, dialect, source)
-            if beside:
-                return beside
-    if not dialect.activation:
-        raise CheckpointError(
-            f"{source} is a file of {dialect.name} and does not tell the activation it was trained with: "
-            "give activation='quickgelu' (OpenAI's weights) or activation='gelu' (most others)"
-        )
-    return _Activation(
-        dialect.activation, f"{dialect.name}'s names", is_assumed=dialect.name == "OpenAI" and not is_openais
-    )
-
-
-def _activation_beside(
-    checkpoint: Checkpoint, config: CLIPConfig, dialect: Dialect, source: str
-) -> Optional[_Activation]:
-    """The activation in a configuration of Hugging Face or open_clip beside the file, or None without one."""
-    try:
-        if dialect.name == "Hugging Face":
-            described = checkpoint.neighbour("config.json")
-            if described:
-                return _Activation(_hugging_face_activation(described, config), "the config.json beside it")
-        if dialect.name in ("OpenAI", "open_clip"):
-            described = checkpoint.neighbour("open_clip_config.json")
-            if described:
-                activation = _open_clip_activation(described["model_cfg"], config)
-                return _Activation(activation, "the open_clip_config.json beside it")
-    except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: the configuration beside it cannot be used ({error!r})") from None
-    return None
-
-
-def _require_heads_of_64(config: CLIPConfig, source: str) -> None:
-    """Refuses open_clip's models whose heads are not 64 wide, by their widths: shapes do not tell the heads."""
-    if config.vision_width in (1280, 1408, 1664):
-        raise CheckpointError(
-            f"{source} does not fit OpenAI's CLIP: the heads of open_clip's ViT-H, ViT-g and ViT-bigG are not 64 wide"
-        )
-
-
-def _open_clip_activation(model: dict[str, Any], config: CLIPConfig) -> str:
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    wide = config.is_vit and vision.get("head_width", 64) != 64
-    if wide or text.get("heads", config.transformer_heads) != config.transformer_heads:
-        raise CheckpointError("open_clip_config.json has heads that are not 64 wide; all heads of OpenAI's CLIP are")
-    return "quickgelu" if model.get("quick_gelu", False) else "gelu"
-
-
-def _hugging_face_activation(described: dict[str, Any], config: CLIPConfig) -> str:
-    towers = [described.get(name, {}) for name in ("text_config", "vision_config")]
-    widths = (config.transformer_width, config.vision_width)
-    for tower, width, heads in zip(towers, widths, (8, 12)):
-        if tower.get("num_attention_heads", heads) * 64 != width or tower.get("layer_norm_eps", 1e-5) != 1e-5:
-            raise CheckpointError("config.json has other heads or another epsilon than OpenAI's CLIP")
-    found = {tower.get("hidden_act", "quick_gelu") for tower in towers}
-    activations = {"quick_gelu": "quickgelu", "gelu": "gelu"}
-    if len(found) != 1 or not found <= activations.keys():
-        raise CheckpointError(f"config.json has the activations {sorted(found)}; expected quick_gelu or gelu")
-    return activations[found.pop()]
 
 
 # -------------------------------------------------------------------------------------------------------------- names

@@ -8,7 +8,7 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "crc32",
     "crc32_of_array",
     "crc32_of_file",
+    "dozen",
     "lock",
     "read_json",
     "release_pages",
@@ -118,6 +119,12 @@ def _open(path: str) -> BinaryIO:
     if info.st_size == 0:
         raise CheckpointError(f"{path} is empty. {DOWNLOAD_AGAIN}")
     return open(path, "rb")
+
+
+def dozen(names: Collection[str], between: str = ", ") -> str:
+    """At most twelve of the names as a text, then how many more there are."""
+    shown = between.join(list(names)[:12])
+    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
 
 
 def read_json(path: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..errors import CheckpointError
 from . import pickles, torch_files
-from .casting import SAFETENSORS_DTYPES
-from .files import DOWNLOAD_AGAIN, MAX_DIRECTORY, Checkpoint, MappedFile, StrPath
+from .casting import BFLOAT16, SAFETENSORS_DTYPES, cast
+from .files import DOWNLOAD_AGAIN, MAX_DIRECTORY, Checkpoint, MappedFile, StrPath, dozen
 
 _RECONSTRUCT = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
 _TUPLE = {"builtins.tuple", "__builtin__.tuple"}
@@ -25,6 +25,69 @@ _NUMPY_GLOBALS = {
 }
 _NUMPY_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "b1"}
 _MAX_SHARDS = 1000
+# What Hugging Face, open_clip and PaddleNLP call the weights in a model's folder; the first that is there is read.
+_WEIGHTS = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+    "model_state.pdparams",
+)
+_INDEX = ".index.json"  # ends the name of a list of shards
+
+
+def find_weights(path: StrPath) -> str:
+    """The path of the weights in a model's folder, as it is downloaded from a hub; the path itself if it is no folder.
+
+    Raises:
+        CheckpointError: if the folder holds no weights by the names of Hugging Face or open_clip, those of several
+            models, or what `export` wrote.
+    """
+    path = os.fspath(path)
+    if not os.path.isdir(path):
+        return path
+    names = sorted(os.listdir(path))
+    found = [name for weights in _WEIGHTS for name in (weights, weights + _INDEX) if name in names]
+    if {"image.pdiparams", "text.pdiparams"} <= {*names}:
+        raise CheckpointError(f"{path} is an exported model: open it with paddle_clip.Predictor({path!r})")
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no weights: expected {', '.join(_WEIGHTS[:-1])} or {_WEIGHTS[-1]}, found "
+            f"{dozen(names) or 'nothing'}. If one of them is a checkpoint, give its path"
+        )
+    first, *others = (os.path.join(path, name) for name in found)
+    if any(not _holds_same_model(first, other) for other in others):
+        raise CheckpointError(f"{path} holds several models: {dozen(found)}; give the path of one of them")
+    return first
+
+
+def _holds_same_model(path: str, other: str) -> bool:
+    """Whether two files seem to hold one model, in whatever names: hubs offer it in several forms."""
+    try:
+        ours, theirs = _summary(read(path)), _summary(read(other))
+    except CheckpointError:  # such as a pointer of Git LFS in place of a file: of no matter, unless it is the first
+        return True
+    same_numbers = ours[0] == theirs[0] and len(ours[1]) == len(theirs[1])
+    return same_numbers and all(
+        a.shape == b.shape and np.allclose(cast(a, "float32"), cast(b, "float32"), 0 if a.dtype == b.dtype else 1e-2, 0)
+        for a, b in zip(ours[1], theirs[1])
+    )
+
+
+def _summary(checkpoint: Checkpoint) -> tuple[int, list[np.ndarray]]:
+    """How many weights there are, and two of them that all programs lay out alike."""
+    floats = {
+        name: array
+        for name, array in checkpoint.items()
+        if (array.dtype.kind == "f" or array.dtype == BFLOAT16) and not name.endswith("attn_mask")
+    }
+    ends = ("logit_scale", "ln_final.weight", "final_layer_norm.weight")
+    alike = [
+        array.reshape(-1)
+        for name, array in sorted(floats.items(), key=lambda item: item[1].size)
+        if name.endswith(ends)
+    ]
+    return sum(array.size for array in floats.values()), alike
 
 
 def read(path: StrPath) -> Checkpoint:
@@ -32,7 +95,8 @@ def read(path: StrPath) -> Checkpoint:
 
     Args:
         path: path of a TorchScript archive, a `torch.save` file (zip, or the format before PyTorch 1.6), a
-            `.pdparams`, a `.safetensors` file, or the `.safetensors.index.json` of a sharded one.
+            `.pdparams`, a `.safetensors` file, or the `.index.json` of a sharded one; or the folder of a model, see
+            `find_weights`.
 
     Returns:
         {dotted name: array}: dots join the names of nested dicts and modules. Values that are not tensors are left out.
@@ -41,28 +105,30 @@ def read(path: StrPath) -> Checkpoint:
         CheckpointError: if the file is none of these, is damaged, or asks for anything but tensors.
         OSError: if the file cannot be opened.
     """
-    path = os.fspath(path)
+    path = find_weights(path)
     mapped = MappedFile(path)
-    start = bytes(mapped.data[:64])
-    if start.startswith(torch_files.ZIP_MAGIC):
-        checkpoint = torch_files.read_zip(mapped)
-    elif start.startswith(torch_files.LEGACY_MAGIC):
-        checkpoint = torch_files.read_legacy(mapped)
-    elif start.startswith(b"\x80") and not _fits_safetensors(mapped.data):
-        checkpoint = _read_pickle(mapped)
-    elif start[8:9] == b"{":
-        checkpoint = _read_safetensors(mapped)
-    elif start.startswith(b"{"):
-        checkpoint = _read_index(mapped)
-    else:
-        raise CheckpointError(
-            f"{path} is not a checkpoint: expected a PyTorch .pt, a Paddle .pdparams or a .safetensors file, found "
-            f"{len(mapped.data):,} bytes starting with {start[:8]!r}. {DOWNLOAD_AGAIN}"
-        )
+    checkpoint = _read_index(mapped) if bytes(mapped.data[:1]) == b"{" else _read_one(mapped)
     checkpoint.maps.insert(0, mapped)
     if not checkpoint:
         raise CheckpointError(f"{path} holds no tensors; expected the weights of a CLIP model")
     return checkpoint
+
+
+def _read_one(mapped: MappedFile) -> Checkpoint:
+    """Reads a file that is not an index, by its form."""
+    start = bytes(mapped.data[:64])
+    if start.startswith(torch_files.ZIP_MAGIC):
+        return torch_files.read_zip(mapped)
+    if start.startswith(torch_files.LEGACY_MAGIC):
+        return torch_files.read_legacy(mapped)
+    if start.startswith(b"\x80") and not _fits_safetensors(mapped.data):
+        return _read_pickle(mapped)
+    if start[8:9] == b"{":
+        return _read_safetensors(mapped)
+    raise CheckpointError(
+        f"{mapped.path} is not a checkpoint: expected a PyTorch .pt, a Paddle .pdparams or a .safetensors file, found "
+        f"{len(mapped.data):,} bytes starting with {start[:8]!r}. {DOWNLOAD_AGAIN}"
+    )
 
 
 def _fits_safetensors(data: memoryview) -> bool:
@@ -131,23 +197,40 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_index(mapped: MappedFile) -> Checkpoint:
-    """Reads the shards that a `model.safetensors.index.json` lists, which lie in its folder."""
+    """Reads the shards that a `model.safetensors.index.json` or `pytorch_model.bin.index.json` lists."""
     path, checkpoint = mapped.path, Checkpoint("sharded safetensors file")
+    places = _places(mapped)
+    for file in sorted(set(places.values())):
+        shard_file = MappedFile(os.path.join(os.path.dirname(path), file))
+        shard = _read_one(shard_file)
+        wrong = shard.keys() ^ {name for name, place in places.items() if place == file}
+        if wrong:
+            raise CheckpointError(f"{path}: {file} does not hold what the index says: {dozen(sorted(wrong))}")
+        checkpoint.kind = f"sharded {shard.kind}"
+        checkpoint.update(shard)
+        checkpoint.metadata.update(shard.metadata)
+        checkpoint.maps += [shard_file, *shard.maps]
+    return checkpoint
+
+
+def shards(path: str) -> list[str]:
+    """The paths of the files that hold a checkpoint's tensors: itself, or the shards that an index lists."""
+    mapped = MappedFile(path)
+    if bytes(mapped.data[:1]) != b"{":
+        return [path]
+    return [os.path.join(os.path.dirname(path), file) for file in sorted(set(_places(mapped).values()))]
+
+
+def _places(mapped: MappedFile) -> dict[str, str]:
+    """{name of a tensor: name of the file in the index's folder that holds it}."""
+    path = mapped.path
     try:
         if len(mapped.data) > MAX_DIRECTORY:
             raise ValueError("it is too large")
         places = json.loads(bytes(mapped.data), object_pairs_hook=_once)["weight_map"]
-        files = sorted(set(places.values()))
+        files = set(places.values())
         if any(file != os.path.basename(file) for file in files) or len(files) > _MAX_SHARDS:
             raise ValueError("its shards are not in its folder")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not the index of a sharded .safetensors file ({error!r})") from None
-    for file in files:
-        shard = _read_safetensors(MappedFile(os.path.join(os.path.dirname(path), file)))
-        wrong = shard.keys() ^ {name for name, place in places.items() if place == file}
-        if wrong:
-            raise CheckpointError(f"{path}: {file} does not hold what the index says: {', '.join(sorted(wrong))}")
-        checkpoint.update(shard)
-        checkpoint.metadata.update(shard.metadata)
-        checkpoint.maps += shard.maps
-    return checkpoint
+        raise CheckpointError(f"{path} is not the index of a sharded checkpoint ({error!r})") from None
+    return dict(places)

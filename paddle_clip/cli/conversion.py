@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..config import Preprocessing
 from ..presets import PRESETS, TINY, table
 from .messages import in_options, print_error
 from .shared import INTERRUPTED, add_activation, add_command, add_json, print_json
@@ -59,7 +60,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="a checkpoint of OpenAI, open_clip, Hugging Face, paddleclip 1.0 or paddle_clip, told by its content",
+        help="a checkpoint of OpenAI, open_clip, Hugging Face, paddleclip 1.0 or paddle_clip, told by its content; "
+        "or the folder of a model",
     )
     parser.add_argument(
         "-o", "--output", help="file to write, by extension .pdparams (default), .safetensors or .pt (for PyTorch)"
@@ -102,7 +104,7 @@ def require_different_outputs(arguments: argparse.Namespace) -> None:
     """Ends the program if several files would be converted to one."""
     if arguments.output and len(arguments.files) > 1:
         arguments.parser.error("-o names one output; convert several files without it")
-    stems = [os.path.realpath(os.path.splitext(file)[0]) for file in arguments.files]
+    stems = [os.path.realpath(file if os.path.isdir(file) else os.path.splitext(file)[0]) for file in arguments.files]
     if len(set(stems)) < len(stems):
         arguments.parser.error(
             "two of these files have one output, as only their extensions differ: convert each alone, with -o"
@@ -147,9 +149,16 @@ def _describe(report: "Report") -> list[tuple[str, str]]:
         ("format", report.kind + beside),
         ("preset", report.preset or f"none of the nine presets: {report.config}"),
         ("activation", f"{report.config.activation} (by {report.activation_from}{gelu})"),
+        *([("pictures", _describe_preprocessing(report))] if report.preprocessing != Preprocessing() else []),
         ("SHA-256", f"{report.sha256}: {official}"),
         ("tensors", f"{report.tensors}{dropped}"),
     ]
+
+
+def _describe_preprocessing(report: "Report") -> str:
+    settings = report.preprocessing
+    mean, std = ([round(number, 4) for number in numbers] for numbers in (settings.mean, settings.std))
+    return f"mean {mean}, std {std}, {settings.interpolation}, resize mode {settings.resize_mode}"
 
 
 def describe_conversion(file: str, report: "Report") -> str:

@@ -1,0 +1,466 @@
+"""The settings of a model that its tensors do not tell: in the file's own metadata, or in files beside it.
+
+Each setting that changes a number is honoured, or refused with an error that names it; others are known by name to be
+harmless. One that is not known is told in a warning.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Container, Mapping
+from typing import Any, NamedTuple, Optional
+
+from ..config import ACTIVATIONS, INTERPOLATIONS, MEAN, RESIZE_MODES, STD, CLIPConfig, Preprocessing
+from ..errors import CheckpointError
+from .files import TORCHSCRIPT, Checkpoint, dozen
+
+# Files beside a checkpoint that are read.
+FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
+Expected = Mapping[str, Container[Any]]  # {setting: the values of it that are computed here}
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Settings of every Hugging Face configuration that do not change what its model computes.
+_ANY = _words("""
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
+    attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label initializer_factor initializer_range is_decoder
+    is_encoder_decoder label2id length_penalty logit_scale_init_value max_length min_length no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_scores pad_token_id
+    prefix problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings top_k top_p
+    torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
+""")
+_HUGGING_FACE = {*_ANY, "eos_token_id", "text_config", "text_config_dict", "vision_config", "vision_config_dict"}
+_TOWER = {*_ANY, "eos_token_id", "hidden_act", "projection_dim"}  # the projection's width is that of the whole model
+_NONE: Expected = {
+    "quantization_config": (),
+    "pruned_heads": ({},),
+    "tokenizer_class": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+
+_PROCESSOR = _words("""
+    _processor_class _valid_processor_keys crop_size data_format device disable_grouping do_center_crop do_convert_rgb
+    do_normalize image_mean image_std image_seq_length input_data_format pad_size processor_class rescale_factor
+    return_tensors
+""")
+_PROCESSORS = ("CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
+
+_OPEN_CLIP = {"cast_dtype", "custom_text", "init_logit_scale", "nonscalar_logit_scale", "output_dict", "text_cfg"}
+_OPEN_CLIP_TOWER = _words("""
+    attn_pooler_heads attn_pooler_queries eos_id final_ln_after_pool hf_model_pretrained hf_pooler_type hf_proj_type
+    hf_tokenizer_name n_queries output_tokens pad_id patch_dropout timm_drop timm_drop_path timm_model_pretrained
+    timm_pool timm_proj timm_proj_bias
+""")
+# Parts of open_clip's blocks that OpenAI's lack, in both towers.
+_BLOCK: Expected = {
+    "act_kwargs": ({}, {"approximate": "none"}),
+    "block_type": ("default",),
+    "ls_init_value": (),
+    "norm_kwargs": ({}, {"eps": 1e-5}),
+    **dict.fromkeys(
+        ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), (False,)
+    ),
+}
+
+_WORDS = {  # what a setting is, where its name alone does not tell
+    "head_width": "heads are not 64 wide",
+    "heads": "heads are not 64 wide",
+    "num_attention_heads": "heads are not 64 wide",
+    "layer_norm_eps": "another epsilon than OpenAI's",
+    "hf_tokenizer_name": "another tokenizer than OpenAI's",
+    "no_causal_mask": "its texts are not masked as OpenAI's",
+}
+_EOS = 49407  # Hugging Face's default
+_LEGACY_EOS = 2  # in Hugging Face's files of before 2023, which means the highest id
+
+
+class Settings(NamedTuple):
+    """What a checkpoint and the files beside it say of its model, beyond its tensors."""
+
+    activation: str = ""  # "" where nothing tells it
+    told_by: str = ""  # source of the activation
+    is_assumed: bool = False  # whether its source is names that models of either activation have
+    eos_token_id: Optional[int] = None  # see CLIPConfig
+    preprocessing: Preprocessing = Preprocessing()
+
+
+def settings_of(
+    given: Optional[str], tensors: Mapping[str, Any], config: CLIPConfig, dialect: str, default: str, source: str
+) -> Settings:
+    """The settings of a checkpoint: as the caller says, its metadata, the files beside it, or its dialect.
+
+    Args:
+        given: the activation the caller asks for, or None.
+        tensors: a `Checkpoint`, or a mapping, which tells nothing by itself.
+        config: the sizes of the model, by its tensors.
+        dialect: name of the program that named the tensors.
+        default: activation of all models in this dialect, or "".
+        source: name of the file, for messages.
+
+    Raises:
+        CheckpointError: if a setting asks for what is not computed here, or nothing tells the activation.
+        ValueError: if the activation given is unknown.
+    """
+    if given and given not in ACTIVATIONS:
+        raise ValueError(f"activation is {given!r}; choose one of {', '.join(ACTIVATIONS)}")
+    checkpoint = tensors if isinstance(tensors, Checkpoint) else Checkpoint("state dict")
+    is_openais = checkpoint.kind == TORCHSCRIPT
+    is_open_clips = dialect in ("OpenAI", "open_clip") and not is_openais
+    if is_open_clips and config.is_vit:
+        _require_heads_of_64(config, source)
+    told = Settings()
+    if "activation" in checkpoint.metadata:
+        told = _in_metadata(checkpoint.metadata, config, source)
+    elif dialect == "Hugging Face" or is_open_clips:
+        told = _beside(checkpoint, config, dialect, source)
+    if given:
+        return told._replace(activation=given, told_by="request")
+    if not told.activation and not default:
+        raise CheckpointError(
+            f"{source} is a file of {dialect} and does not tell the activation it was trained with: "
+            "give activation='quickgelu' (OpenAI's weights) or activation='gelu' (most others)"
+        )
+    if told.activation:
+        return told
+    return told._replace(
+        activation=default, told_by=f"{dialect}'s names", is_assumed=dialect == "OpenAI" and not is_openais
+    )
+
+
+def metadata_of(config: CLIPConfig, preprocessing: Preprocessing) -> dict[str, str]:
+    """What a file's metadata say of a model's settings; `settings_of` reads it. OpenAI's are left out."""
+    described = {"activation": config.activation}
+    if config.eos_token_id is not None:
+        described["eos_token_id"] = str(config.eos_token_id)
+    if preprocessing != Preprocessing():
+        described["preprocessing"] = json.dumps(preprocessing._asdict())
+    return described
+
+
+def preprocessing_of(described: Any, source: str) -> Preprocessing:
+    """The preprocessing in a JSON object that `Preprocessing._asdict` made.
+
+    Raises:
+        CheckpointError: if it is none.
+    """
+    sheet = _Sheet("its preprocessing", source)
+    found = _open_clip_preprocessing(sheet, described, None)
+    sheet.close()
+    return found
+
+
+class _Sheet:
+    """A file of settings, which collects those that are not computed here and those that are not known."""
+
+    def __init__(self, file: str, source: str):
+        self.file = file
+        self.source = source
+        self.wrong: list[str] = []
+        self.unknown: list[str] = []
+
+    def section(self, name: str, content: Any, expected: Expected, harmless: Container[str]) -> dict[str, Any]:
+        """The settings that a section gives; null stands for the default."""
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.source}: {self.file} cannot be used: {name or 'it'} is not a JSON object")
+        given = {key: value for key, value in content.items() if value is not None}
+        for key, value in given.items():
+            if key in expected:
+                self.require(f"{name}{key}", value, value in expected[key], expected[key])
+            elif key not in harmless:
+                self.unknown.append(f"{name}{key}")
+        return given
+
+    def require(self, name: str, value: Any, fits: bool, expected: Any) -> None:
+        """Notes a setting that does not fit."""
+        if not fits:
+            if isinstance(expected, tuple):
+                expected = " or ".join(map(str, expected)) or "none"
+            words = _WORDS.get(name.rpartition(".")[2])
+            self.wrong.append(f"{name} is {str(value)[:60]}, expected {expected}{f' ({words})' if words else ''}")
+
+    def three(self, name: str, value: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Three numbers, of red, green and blue; one stands for all."""
+        numbers = value if isinstance(value, (list, tuple)) else [value] * 3
+        fits = len(numbers) == 3 and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        if not fits or (default == STD and not all(numbers)):
+            self.require(name, value, False, "three numbers" + (" that are not 0" if default == STD else ""))
+            return default
+        red, green, blue = map(float, numbers)
+        return red, green, blue
+
+    def close(self) -> None:
+        """Raises CheckpointError for what is not computed here, and warns of what is not known."""
+        if self.wrong:
+            raise CheckpointError(
+                f"{self.source}: {self.file} asks for what is not computed here, or does not fit the weights: "
+                f"{dozen(self.wrong, '; ')}. Such a model is no CLIP of OpenAI's form; where the file is wrong, mend it"
+            )
+        if self.unknown:
+            warnings.warn(
+                f"{self.source}: {self.file} has settings that are not known here: {dozen(self.unknown)}. They are "
+                "ignored; if one of them changes what the model computes, results are wrong",
+                stacklevel=2,
+            )
+
+
+def _in_metadata(metadata: Mapping[str, Any], config: CLIPConfig, source: str) -> Settings:
+    """The settings in the metadata of a file that this package wrote."""
+    sheet = _Sheet("its metadata", source)
+    activation, eos, pictures = metadata["activation"], metadata.get("eos_token_id"), Preprocessing()
+    sheet.require("activation", activation, activation in ACTIVATIONS, ACTIVATIONS)
+    fits = eos is None or (str(eos).isdecimal() and int(str(eos)[:9]) < config.vocab_size)
+    sheet.require("eos_token_id", eos, fits, f"an id below {config.vocab_size}")
+    if "preprocessing" in metadata:
+        try:
+            pictures = _open_clip_preprocessing(sheet, json.loads(metadata["preprocessing"]), None)
+        except (RecursionError, TypeError, ValueError):
+            raise CheckpointError(f"{source} is damaged: the preprocessing in its metadata cannot be read") from None
+    sheet.close()
+    return Settings(activation, "the file's metadata", False, None if eos is None else int(eos), pictures)
+
+
+def _beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: str, source: str) -> Settings:
+    """The settings in the files of Hugging Face or open_clip beside a checkpoint."""
+    told = Settings()
+    file = "config.json" if dialect == "Hugging Face" else "open_clip_config.json"
+    described = checkpoint.neighbour(file)
+    if described is not None:
+        sheet = _Sheet(file, source)
+        read = _hugging_face if dialect == "Hugging Face" else _open_clip
+        activation, eos = read(sheet, described, config)
+        sheet.close()
+        told = Settings(activation, f"the {file} beside it", eos_token_id=eos)
+    return told._replace(preprocessing=_preprocessing_beside(checkpoint, config, dialect, source))
+
+
+def _preprocessing_beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: str, source: str) -> Preprocessing:
+    """What the first of the files beside a checkpoint that tells it says: those of its own program come first."""
+    places = [
+        ("processor_config.json", "image_processor", _hugging_face_preprocessing),
+        ("preprocessor_config.json", "", _hugging_face_preprocessing),
+        ("open_clip_config.json", "preprocess_cfg", _open_clip_preprocessing),
+    ]
+    for file, section, read in places if dialect == "Hugging Face" else places[::-1]:
+        described = checkpoint.neighbour(file)
+        content = described.get(section) if described is not None and section else described
+        if content is not None:
+            sheet = _Sheet(file, source)
+            found = read(sheet, content, config.image_resolution)
+            sheet.close()
+            return found
+    return Preprocessing()
+
+
+def _require_heads_of_64(config: CLIPConfig, source: str) -> None:
+    """Refuses open_clip's models whose heads are not 64 wide, by their widths: shapes do not tell the heads."""
+    if config.vision_width in (1280, 1408, 1664):
+        raise CheckpointError(
+            f"{source} does not fit OpenAI's CLIP: the heads of open_clip's ViT-H, ViT-g and ViT-bigG are not 64 wide"
+        )
+
+
+def _square(side: Optional[int]) -> Container[Any]:
+    return (side, [side, side])
+
+
+# -------------------------------------------------------------------------------------------------------- Hugging Face
+
+
+def _hugging_face(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) -> tuple[str, Optional[int]]:
+    """The activation and the end-of-text of a config.json."""
+    kinds = {"text": ("clip_text_model",), "vision": ("clip_vision_model",)}
+    alone = next((tower for tower, names in kinds.items() if described.get("model_type") in names), None)
+    if alone:  # one tower, whose settings are not in a section
+        towers = {alone: described}
+    else:
+        expected = {"model_type": ("clip",), "projection_dim": (config.embed_dim,), **_NONE}
+        given = sheet.section("", described, expected, _HUGGING_FACE)
+        # In files that have both, transformers takes the second alone.
+        towers = {tower: given.get(f"{tower}_config_dict", given.get(f"{tower}_config", {})) for tower in kinds}
+    heads = {"text": 8, "vision": 12}  # transformers' defaults
+    found = {}
+    for tower, content in towers.items():
+        name = "" if alone else f"{tower}_config."
+        expected = {
+            "model_type": kinds[tower],
+            "layer_norm_eps": (1e-5,),
+            **_NONE,
+            **_hugging_face_sizes(tower, config),
+        }
+        given = sheet.section(name, content, expected, _TOWER)
+        width = config.transformer_width if tower == "text" else config.vision_width
+        number = given.get("num_attention_heads", heads[tower])
+        sheet.require(f"{name}num_attention_heads", number, number == width // 64, width // 64)
+        found[tower] = given
+    acts = sorted({str(given.get("hidden_act", "quick_gelu")) for given in found.values()})
+    activations = {"quick_gelu": "quickgelu", "gelu": "gelu"}
+    if len(acts) > 1 or acts[0] not in activations:
+        raise CheckpointError(
+            f"{sheet.source}: {sheet.file} has the activations {acts}; expected quick_gelu or gelu, one in both towers"
+        )
+    return activations[acts[0]], _end_of_text(sheet, found["text"], config) if "text" in found else None
+
+
+def _hugging_face_sizes(tower: str, config: CLIPConfig) -> Expected:
+    width = config.transformer_width if tower == "text" else config.vision_width
+    sizes: dict[str, Container[Any]] = {"hidden_size": (width,), "intermediate_size": (4 * width,)}
+    if tower == "text":
+        return {
+            **sizes,
+            "num_hidden_layers": (config.transformer_layers,),
+            "vocab_size": (config.vocab_size,),
+            "max_position_embeddings": (config.context_length,),
+        }
+    return {
+        **sizes,
+        "num_hidden_layers": (config.vision_layers,),
+        "image_size": _square(config.image_resolution),
+        "patch_size": _square(config.vision_patch_size),
+        "num_channels": (3,),
+    }
+
+
+def _end_of_text(sheet: _Sheet, text: dict[str, Any], config: CLIPConfig) -> Optional[int]:
+    """The id whose first place is read, or None for the highest id of a text, which the last id of all is too."""
+    eos = text.get("eos_token_id", _EOS)
+    fits = type(eos) is int and eos >= 0
+    sheet.require("text_config.eos_token_id", eos, fits, "the id of a token")
+    if not fits or eos in (_LEGACY_EOS, config.vocab_size - 1):
+        return None
+    if eos < config.vocab_size:
+        return int(eos)
+    if "eos_token_id" in text:
+        warnings.warn(
+            f"{sheet.source}: {sheet.file} has the eos_token_id {eos}, which is no token of a vocabulary of "
+            f"{config.vocab_size}: features of texts are read at their highest id",
+            stacklevel=2,
+        )
+    return None
+
+
+def _hugging_face_preprocessing(sheet: _Sheet, content: Any, size: int) -> Preprocessing:
+    """The preprocessing of a preprocessor_config.json."""
+    squash, square = {"height": size, "width": size}, {"shortest_edge": size}
+    if isinstance(content, dict) and isinstance(content.get("size"), dict):
+        content = {**content, "size": {key: side for key, side in content["size"].items() if side is not None}}
+    expected: dict[str, Container[Any]] = {
+        "crop_size": (size, squash),
+        "default_to_square": (False,),
+        "do_flip_channel_order": (False,),
+        "do_pad": (False,),
+        "do_rescale": (True,),
+        "do_resize": (True,),
+        "feature_extractor_type": _PROCESSORS,
+        "image_processor_type": _PROCESSORS,
+        "resample": (2, 3),  # PIL's numbers
+        "size": (size, square, squash),
+        "use_square_size": (False,),
+    }
+    if isinstance(content, dict) and content.get("do_center_crop") is False:
+        del expected["crop_size"]
+        expected["size"] = (squash,)
+    given = sheet.section("", content, expected, _PROCESSOR)
+    factor = given.get("rescale_factor", 1 / 255)
+    fits = isinstance(factor, float) and math.isclose(factor, 1 / 255, rel_tol=1e-6)
+    sheet.require("rescale_factor", factor, fits, "1/255")
+    normalize = given.get("do_normalize", True)
+    return Preprocessing(
+        sheet.three("image_mean", given.get("image_mean", MEAN), MEAN) if normalize else (0.0, 0.0, 0.0),
+        sheet.three("image_std", given.get("image_std", STD), STD) if normalize else (1.0, 1.0, 1.0),
+        "bilinear" if given.get("resample") == 2 else "bicubic",
+        "squash" if given.get("size") == squash else "shortest",
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- open_clip
+
+
+def _open_clip(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) -> tuple[str, Optional[int]]:
+    """The activation and the end-of-text of an open_clip_config.json."""
+    sheet.section("", described, {}, {"model_cfg", "preprocess_cfg"})
+    expected: Expected = {
+        "embed_dim": (config.embed_dim,),
+        "init_logit_bias": (),
+        "multimodal_cfg": (),
+        "quick_gelu": (True, False),
+    }
+    model = sheet.section("model_cfg.", described.get("model_cfg"), expected, {*_OPEN_CLIP, "vision_cfg"})
+    layers = config.vision_layers
+    expected = {
+        **_BLOCK,
+        "attentional_pool": (False,),
+        "global_average_pool": (False,),
+        "head_width": (64,),
+        "image_size": _square(config.image_resolution),
+        "input_patchnorm": (False,),
+        "layers": (layers if isinstance(layers, int) else list(layers),),
+        "mlp_ratio": (4,),
+        "no_ln_pre": (False,),
+        "pool_type": ("tok",),
+        "pos_embed_type": ("learnable",),
+        "timm_model_name": ("",),
+        "width": (config.vision_width,),
+    }
+    if config.is_vit:
+        expected["patch_size"] = _square(config.vision_patch_size)
+    sheet.section("vision_cfg.", model.get("vision_cfg", {}), expected, {*_OPEN_CLIP_TOWER, "patch_size"})
+    eos = _open_clip_text(sheet, model.get("text_cfg", {}), config)
+    return "quickgelu" if model.get("quick_gelu", False) else "gelu", eos
+
+
+def _open_clip_text(sheet: _Sheet, content: Any, config: CLIPConfig) -> Optional[int]:
+    """Checks the text tower's settings and returns its end-of-text, see `CLIPConfig`."""
+    expected: Expected = {
+        **_BLOCK,
+        "context_length": (config.context_length,),
+        "embed_cls": (False,),
+        "heads": (config.transformer_heads,),
+        "hf_model_name": ("",),
+        "layers": (config.transformer_layers,),
+        "mlp_ratio": (4,),
+        "no_causal_mask": (False,),
+        "pool_type": ("argmax", "eos"),
+        "proj_bias": (False,),
+        "proj_type": ("linear",),
+        "tokenizer_kwargs": ({}, {"clean": "lower"}),
+        "tokenizer_mode": ("",),
+        "vocab_size": (config.vocab_size,),
+        "width": (config.transformer_width,),
+    }
+    text = sheet.section("text_cfg.", content, expected, _OPEN_CLIP_TOWER)
+    # Repositories that hold OpenAI's tokenizer themselves are named for CLIP, and have its vocabulary.
+    name = text.get("hf_tokenizer_name", "")
+    fits = not name or ("clip" in str(name).lower() and config.vocab_size == _EOS + 1)
+    sheet.require("text_cfg.hf_tokenizer_name", name, fits, "none")
+    if text.get("pool_type") != "eos":
+        return None
+    eos = text.get("eos_id", 2)
+    sheet.require("text_cfg.eos_id", eos, type(eos) is int and 0 <= eos < config.vocab_size, "the id of a token")
+    return None if eos == config.vocab_size - 1 else eos
+
+
+def _open_clip_preprocessing(sheet: _Sheet, content: Any, size: Optional[int]) -> Preprocessing:
+    """The preprocessing of a preprocess_cfg; `size` is None where the section has none."""
+    expected: dict[str, Container[Any]] = {
+        "fill_color": range(256),
+        "interpolation": (*INTERPOLATIONS, "random"),  # which is of training, and bicubic otherwise
+        "mode": ("RGB",),
+        "resize_mode": RESIZE_MODES,
+    }
+    if size:
+        expected["size"] = _square(size)
+    name = "preprocess_cfg." if size else ""
+    given = sheet.section(name, content, expected, ("mean", "std"))
+    return Preprocessing(
+        sheet.three(f"{name}mean", given.get("mean", MEAN), MEAN),
+        sheet.three(f"{name}std", given.get("std", STD), STD),
+        "bilinear" if given.get("interpolation") == "bilinear" else "bicubic",
+        given.get("resize_mode", RESIZE_MODES[0]),
+        given.get("fill_color", 0),
+    )
