@@ -37,7 +37,7 @@ _ANY = _words("""
     torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
 """)
 _HUGGING_FACE = {*_ANY, "eos_token_id", "text_config", "text_config_dict", "vision_config", "vision_config_dict"}
-_TOWER = {*_ANY, "eos_token_id", "hidden_act", "projection_dim"}  # the projection's width is that of the whole model
+_TOWER = {*_ANY, "eos_token_id", "hidden_act", "num_attention_heads", "projection_dim"}  # the last is the model's
 _NONE: Expected = {
     "quantization_config": (),
     "pruned_heads": ({},),
@@ -61,6 +61,7 @@ _OPEN_CLIP_TOWER = _words("""
 _BLOCK: Expected = {
     "act_kwargs": ({}, {"approximate": "none"}),
     "block_type": ("default",),
+    "gelu_approximate": ("none",),
     "ls_init_value": (),
     "norm_kwargs": ({}, {"eps": 1e-5}),
     **dict.fromkeys(
@@ -167,7 +168,9 @@ class _Sheet:
     def section(self, name: str, content: Any, expected: Expected, harmless: Container[str]) -> dict[str, Any]:
         """The settings that a section gives; null stands for the default."""
         if not isinstance(content, dict):
-            raise CheckpointError(f"{self.source}: {self.file} cannot be used: {name or 'it'} is not a JSON object")
+            raise CheckpointError(
+                f"{self.source}: {self.file} cannot be used: {name.rstrip('.') or 'it'} is not a JSON object"
+            )
         given = {key: value for key, value in content.items() if value is not None}
         for key, value in given.items():
             if key in expected:
