@@ -1,7 +1,10 @@
 """What files say of a model beside its tensors: honoured, refused or known to be harmless; and folders of models."""
 
+import importlib.util
 import json
 import os
+import pathlib
+import re
 import shutil
 import warnings
 
@@ -17,6 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 import paddle_clip
 from paddle_clip import CheckpointError, Predictor, image_transform, presets
 from paddle_clip.checkpoints import dialects
+from paddle_clip.checkpoints import settings as room
 from paddle_clip.checkpoints.conversion import check, convert, save
 from paddle_clip.checkpoints.shapes import parameter_shapes
 from paddle_clip.checkpoints.writing import write
@@ -330,6 +334,37 @@ def test_open_clips_other_models_are_refused(tmp_path, place, settings, named):
     with pytest.raises(CheckpointError, match=rf"open_clip_config\.json .*{place}\w*\..*{named}") as error:
         check(source)
     assert len(str(error.value)) < 1000
+
+
+def open_clip_configs():
+    folder = os.path.join(importlib.util.find_spec("open_clip").submodule_search_locations[0], "model_configs")
+    return sorted(path for path in pathlib.Path(folder).glob("*.json"))
+
+
+@pytest.mark.parametrize("path", open_clip_configs(), ids=lambda path: path.stem)
+def test_every_setting_of_open_clips_models_is_known(path):
+    """Its ResNets and ViTs with heads of 64 are read, all others refused, none with an unknown setting."""
+    model = json.loads(path.read_text())
+    vision, text = (
+        {"layers": 12, "heads": 8, "context_length": 77, **model[f"{tower}_cfg"]} for tower in ("vision", "text")
+    )
+    layers = tuple(vision["layers"]) if isinstance(vision["layers"], list) else vision["layers"]
+    sizes = (vision["image_size"], layers, vision.get("width", 768), vision.get("patch_size"))
+    text_sizes = (text.get("width", 512), text["heads"], text["layers"], text["context_length"])
+    config = presets.CLIPConfig(model["embed_dim"], *sizes, *text_sizes, text.get("vocab_size", 49408))
+    sheet = room._Sheet("open_clip_config.json", path.stem)
+    room._open_clip(sheet, {"model_cfg": model}, config)
+    assert not sheet.unknown
+    openais = r"(?!.*(CLIPA|SigLIP|worldwide|M-16-alt))(RN|ViT-[SBLM]-)"
+    assert bool(sheet.wrong) != bool(re.match(openais, path.stem))
+
+
+def test_one_tower_alone_has_its_settings_at_the_top(folder):
+    """Stable Diffusion's text encoder: huggingface/diffusers#10754 shows its config.json."""
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    sheet = room._Sheet("config.json", "x")
+    assert room._hugging_face(sheet, {**text, "architectures": ["CLIPTextModel"]}, SMALL) == ("quickgelu", 599)
+    sheet.close()
 
 
 def test_harmless_settings_are_known(folder, tmp_path):

@@ -29,6 +29,7 @@ __all__ = [
     "Checkpoint",
     "MappedFile",
     "StrPath",
+    "brief",
     "crc32",
     "crc32_of_array",
     "crc32_of_file",
@@ -51,6 +52,7 @@ _READ_AT_ONCE = 1 << 24  # bytes
 # Bytes written at once. For more, Linux looks for pages of 2 MB and up, which are rarely free: some 10x slower where
 # the host of a virtual machine has to find them.
 _WRITTEN_AT_ONCE = 1 << 19
+_BRIEF = 60  # characters of a name that a message shows
 _seeking = threading.Lock()
 
 
@@ -121,10 +123,16 @@ def _open(path: str) -> BinaryIO:
     return open(path, "rb")
 
 
-def dozen(names: Collection[str], between: str = ", ") -> str:
-    """At most twelve of the names as a text, then how many more there are."""
-    shown = between.join(list(names)[:12])
+def dozen(names: Collection[str]) -> str:
+    """At most twelve of the names as a short text in one line, then how many more there are."""
+    shown = ", ".join(map(brief, list(names)[:12]))
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
+
+
+def brief(value: Any) -> str:
+    """The start of a value as a text in one line that can be printed."""
+    text = " ".join(str(value).encode("utf-8", "replace").decode().split())
+    return text if len(text) <= _BRIEF else f"{text[: _BRIEF - 3]}..."
 
 
 def read_json(path: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional
 
 from ..config import ACTIVATIONS, INTERPOLATIONS, MEAN, RESIZE_MODES, STD, CLIPConfig, Preprocessing
 from ..errors import CheckpointError
-from .files import TORCHSCRIPT, Checkpoint, dozen
+from .files import TORCHSCRIPT, Checkpoint, brief, dozen
 
 # Files beside a checkpoint that are read.
 FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
@@ -77,6 +77,7 @@ _WORDS = {  # what a setting is, where its name alone does not tell
     "hf_tokenizer_name": "another tokenizer than OpenAI's",
     "no_causal_mask": "its texts are not masked as OpenAI's",
 }
+_SHOWN = 4  # settings that do not fit, in a message
 _EOS = 49407  # Hugging Face's default
 _LEGACY_EOS = 2  # in Hugging Face's files of before 2023, which means the highest id
 
@@ -183,14 +184,14 @@ class _Sheet:
         """Notes a setting that does not fit."""
         if not fits:
             if isinstance(expected, tuple):
-                expected = " or ".join(map(str, expected)) or "none"
+                expected = " or ".join(map(str, expected[:2])) or "none"
             words = _WORDS.get(name.rpartition(".")[2])
-            self.wrong.append(f"{name} is {str(value)[:60]}, expected {expected}{f' ({words})' if words else ''}")
+            self.wrong.append(f"{name} is {brief(value)}, expected {expected}{f' ({words})' if words else ''}")
 
     def three(self, name: str, value: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:
         """Three numbers, of red, green and blue; one stands for all."""
         numbers = value if isinstance(value, (list, tuple)) else [value] * 3
-        fits = len(numbers) == 3 and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        fits = len(numbers) == 3 and all(type(number) in (int, float) and abs(number) < 1e30 for number in numbers)
         if not fits or (default == STD and not all(numbers)):
             self.require(name, value, False, "three numbers" + (" that are not 0" if default == STD else ""))
             return default
@@ -200,9 +201,11 @@ class _Sheet:
     def close(self) -> None:
         """Raises CheckpointError for what is not computed here, and warns of what is not known."""
         if self.wrong:
+            shown = "; ".join(self.wrong[:_SHOWN])
+            more = f"; and {len(self.wrong) - _SHOWN} more" if len(self.wrong) > _SHOWN else ""
             raise CheckpointError(
                 f"{self.source}: {self.file} asks for what is not computed here, or does not fit the weights: "
-                f"{dozen(self.wrong, '; ')}. Such a model is no CLIP of OpenAI's form; where the file is wrong, mend it"
+                f"{shown}{more}. Such a model is no CLIP of OpenAI's form; where the file is wrong, mend it"
             )
         if self.unknown:
             warnings.warn(
@@ -217,7 +220,7 @@ def _in_metadata(metadata: Mapping[str, Any], config: CLIPConfig, source: str) -
     sheet = _Sheet("its metadata", source)
     activation, eos, pictures = metadata["activation"], metadata.get("eos_token_id"), Preprocessing()
     sheet.require("activation", activation, activation in ACTIVATIONS, ACTIVATIONS)
-    fits = eos is None or (str(eos).isdecimal() and int(str(eos)[:9]) < config.vocab_size)
+    fits = eos is None or (str(eos).isdecimal() and len(str(eos)) < 10 and int(eos) < config.vocab_size)
     sheet.require("eos_token_id", eos, fits, f"an id below {config.vocab_size}")
     if "preprocessing" in metadata:
         try:
@@ -301,7 +304,7 @@ def _hugging_face(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) 
         number = given.get("num_attention_heads", heads[tower])
         sheet.require(f"{name}num_attention_heads", number, number == width // 64, width // 64)
         found[tower] = given
-    acts = sorted({str(given.get("hidden_act", "quick_gelu")) for given in found.values()})
+    acts = sorted({brief(given.get("hidden_act", "quick_gelu")) for given in found.values()})
     activations = {"quick_gelu": "quickgelu", "gelu": "gelu"}
     if len(acts) > 1 or acts[0] not in activations:
         raise CheckpointError(

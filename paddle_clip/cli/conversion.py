@@ -80,12 +80,13 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 def convert(arguments: argparse.Namespace, after: "Callable[[str, Report], str]" = lambda file, report: "") -> int:
     """Converts files, or reports on them; what `after` returns is printed after each."""
     from ..checkpoints import conversion
+    from ..checkpoints.reading import find_weights
 
     if not arguments.check:
         require_different_outputs(arguments)
 
     def work(file: str) -> str:
-        contents = None
+        contents, file = None, find_weights(file)
         if arguments.check:
             report, contents = conversion.check(file, arguments.activation)
         else:
