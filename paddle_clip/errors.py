@@ -1,6 +1,9 @@
 """The one error for files and weights that cannot be used, and the strict comparison that raises it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+_MOST = 12  # items of a list in a message
+_ROOM = 660  # characters for the lists of a message, which is one line under 1,000
 
 
 class CheckpointError(ValueError):
@@ -8,6 +11,25 @@ class CheckpointError(ValueError):
 
 
 Shape = tuple[int, ...]
+
+
+def listed(items: Sequence[str], room: int = _ROOM) -> str:
+    """Items joined by commas for a message: a dozen at most, as many as have room, then how many more there are.
+
+    Args:
+        items: names and what is said of them; control characters are escaped, and long items lose their middle.
+        room: number of characters; the first item is always there.
+    """
+    shown: list[str] = []
+    for item in items[:_MOST]:
+        item = item if item.isprintable() else repr(item)
+        item = item if len(item) <= 160 else f"{item[:80]}…{item[-60:]}"
+        room -= len(item) + 2
+        if shown and room < 0:
+            break
+        shown.append(item)
+    more = len(items) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
 
 
 def require_same_tensors(expected: Mapping[str, Shape], found: Mapping[str, Shape], source: str, hint: str) -> None:
@@ -20,18 +42,19 @@ def require_same_tensors(expected: Mapping[str, Shape], found: Mapping[str, Shap
         hint: advice at the end of the message.
 
     Raises:
-        CheckpointError: if they differ, with every missing, unexpected and misshapen tensor.
+        CheckpointError: if they differ, with the numbers of missing, unexpected and misshapen tensors and the first of
+            each.
     """
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
     misshapen = sorted(name for name in expected.keys() & found.keys() if tuple(expected[name]) != tuple(found[name]))
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} missing: " + ", ".join(f"{name} {list(expected[name])}" for name in missing))
-    if unexpected:
-        problems.append(f"{len(unexpected)} unexpected: " + ", ".join(f"{n} {list(found[n])}" for n in unexpected))
-    if misshapen:
-        described = (f"{n} is {list(found[n])}, expected {list(expected[n])}" for n in misshapen)
-        problems.append(f"{len(misshapen)} misshapen: " + ", ".join(described))
+    problems = {
+        "missing": [f"{name} {list(expected[name])}" for name in missing],
+        "unexpected": [f"{name} {list(found[name])}" for name in unexpected],
+        "misshapen": [f"{name} is {list(found[name])}, expected {list(expected[name])}" for name in misshapen],
+    }
+    problems = {kind: items for kind, items in problems.items() if items}
     if problems:
-        raise CheckpointError(f"{source} does not fit: {'; '.join(problems)}. {hint}")
+        room = _ROOM // len(problems)
+        told = "; ".join(f"{len(items)} {kind}: {listed(items, room)}" for kind, items in problems.items())
+        raise CheckpointError(f"{source} does not fit: {told}. {hint}")
