@@ -24,14 +24,14 @@ class Preprocessing(NamedTuple):
 class CLIPConfig:
     """Sizes of a CLIP model; the arguments of `CLIP` by name."""
 
-    embed_dim: int  # width of the joint embedding
+    embed_dim: int  # width of the joint embedding; 0 for a tower alone that has no projection to it
     # vision
     image_resolution: int  # side of the square input image, in pixels
     vision_layers: Union[tuple[int, int, int, int], int]  # blocks of the four ResNet stages, or transformer layers
-    vision_width: int  # of the ResNet stem or the vision transformer
+    vision_width: int  # of the ResNet stem or the vision transformer; 0 for a text tower alone
     vision_patch_size: Optional[int]  # pixels; None for a ResNet
     # text
-    transformer_width: int
+    transformer_width: int  # 0 for an image tower alone
     transformer_heads: int
     transformer_layers: int = 12
     context_length: int = 77  # tokens
@@ -44,3 +44,13 @@ class CLIPConfig:
     def is_vit(self) -> bool:
         """Whether the image tower is a vision transformer; otherwise it is a ResNet."""
         return self.vision_patch_size is not None
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is an image tower."""
+        return self.vision_width > 0
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower."""
+        return self.transformer_width > 0

@@ -74,6 +74,8 @@ def export(
         if not len(calibration):
             raise ValueError("calibration has no images; give some hundreds")
     dtype = str(model.dtype).split(".")[-1]
+    if not (model.config.has_image and model.config.has_text):
+        raise ValueError("the model is one tower alone, and an export has both; engine='eager' runs it as it is")
     if getattr(model.visual, "proj", model) is None:
         raise ValueError("visual.proj is None: image features do not fit those of texts, which an export takes to fit")
     require_export(directory, dtype, onnx, openvino, calibration is not None)

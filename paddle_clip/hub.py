@@ -44,6 +44,8 @@ def load(
     dtype: str = "float32",
     cache_dir: Optional[StrPath] = None,
     activation: Optional[str] = None,
+    prefix: Optional[str] = None,
+    resolution: Optional[int] = None,
 ) -> "tuple[CLIP, ImageTransform]":
     """Loads a CLIP model and the preprocessing of its images (OpenAI's `clip.load`).
 
@@ -58,14 +60,18 @@ def load(
         activation: "quickgelu" or "gelu", for a file that does not tell: one of another program, or a GELU model saved
             with `paddle.save`, which keeps no metadata. Where only OpenAI's names tell, which open_clip shares, a
             warning says so.
+        prefix: start of the model's names in a file that has several, such as "teacher.".
+        resolution: side R of the images in pixels, for which the image positions are interpolated (bicubic, with
+            antialiasing, as in open_clip); by default that of the file.
 
     Returns:
         The model, in eval mode, and the callable PIL image, path or uint8 array -> float32 Tensor [3, R, R], which
-        prepares pictures as the file, or the settings beside it, say.
+        prepares pictures as the file, or the settings beside it, say. A file with one tower alone makes a model that
+        encodes with it, and a warning says what the model lacks.
 
     Raises:
-        ValueError: if the dtype is unknown or cannot run on the current device, or the name is neither a model nor a
-            file.
+        ValueError: if the dtype is unknown or cannot run on the current device, the name is neither a model nor a
+            file, or the model cannot have the resolution.
         CheckpointError: if the file is not a CLIP checkpoint.
         DownloadError: if the model must be fetched and cannot be.
     """
@@ -79,7 +85,10 @@ def load(
     path = find(name_or_path, cache_dir)
     checkpoint = read(path)
     verify_checksums(checkpoint, path)
-    weights = dialects.from_checkpoint(checkpoint, path, activation)
+    weights = dialects.from_checkpoint(checkpoint, path, activation, prefix, resolution)
+    if weights.alone:
+        lacks = "encode_text" if weights.config.has_image else "encode_image"
+        warnings.warn(f"{path} is {weights.alone}: {lacks} and logits take the whole model", stacklevel=2)
     if weights.activation_assumed:
         warnings.warn(
             f"{path}: activation {weights.config.activation} by {weights.activation_from}; "

@@ -300,7 +300,7 @@ class VisualTransformer(nn.Layer):
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, activation)
         self.ln_post = LayerNorm(width)
-        self.proj = self.create_parameter([width, output_dim], default_initializer=initializer)
+        self.proj = self.create_parameter([width, output_dim], default_initializer=initializer) if output_dim else None
 
     def _embed(self, x: Tensor) -> Tensor:
         """The tokens the transformer starts with, the class token first: [B, 3, R, R] -> [B, L, D]."""
@@ -349,6 +349,8 @@ class CLIP(nn.Layer):
         visual: the image tower, a `ModifiedResNet` or a `VisualTransformer`.
         transformer: the text transformer; it is causal.
         logit_scale: 0-d parameter, the logarithm of the factor on cosine similarities.
+
+    A tower alone, the other's width being 0, has neither the other's attributes nor `logit_scale`.
     """
 
     def __init__(
@@ -385,12 +387,12 @@ class CLIP(nn.Layer):
             eos_token_id,
         )
         self.preprocessing = Preprocessing()
-        self.embed_dim = embed_dim
+        self.embed_dim = embed_dim or vision_width or transformer_width
         self.context_length = context_length
         self.vocab_size = vocab_size
 
         self.visual: Union[ModifiedResNet, VisualTransformer]
-        if isinstance(vision_layers, int):
+        if vision_width and isinstance(vision_layers, int):
             assert vision_patch_size is not None, "a vision transformer has a patch size"
             self.visual = VisualTransformer(
                 image_resolution,
@@ -401,41 +403,49 @@ class CLIP(nn.Layer):
                 embed_dim,
                 activation,
             )
-        else:
+        elif not isinstance(vision_layers, int):
             self.visual = ModifiedResNet(
                 vision_layers, embed_dim, vision_width * 32 // 64, image_resolution, vision_width
             )
 
-        self.transformer = Transformer(
-            transformer_width, transformer_layers, transformer_heads, activation, causal=True
-        )
-        self.token_embedding = nn.Embedding(vocab_size, transformer_width, weight_attr=zeros())
-        self.positional_embedding = self.create_parameter([context_length, transformer_width], attr=zeros())
-        self.ln_final = LayerNorm(transformer_width)
-        self.text_projection = self.create_parameter([transformer_width, embed_dim], attr=zeros())
-        self.logit_scale = self.create_parameter([], default_initializer=nn.initializer.Constant(math.log(1 / 0.07)))
+        if self.config.has_text:
+            self.transformer = Transformer(
+                transformer_width, transformer_layers, transformer_heads, activation, causal=True
+            )
+            self.token_embedding = nn.Embedding(vocab_size, transformer_width, weight_attr=zeros())
+            self.positional_embedding = self.create_parameter([context_length, transformer_width], attr=zeros())
+            self.ln_final = LayerNorm(transformer_width)
+            self.text_projection = (
+                self.create_parameter([transformer_width, embed_dim], attr=zeros()) if embed_dim else None
+            )
+        if self.config.has_image and self.config.has_text:
+            initial = nn.initializer.Constant(math.log(1 / 0.07))
+            self.logit_scale = self.create_parameter([], default_initializer=initial)
         self.initialize_parameters()
 
     def initialize_parameters(self) -> None:
         """Draws the weights OpenAI does not leave at PyTorch's defaults (OpenAI's method of this name)."""
-        normal_(self.token_embedding.weight, 0.02)
-        normal_(self.positional_embedding, 0.01)
-
-        if isinstance(self.visual, ModifiedResNet):
-            pool = self.visual.attnpool
+        visual = self.visual if self.config.has_image else None
+        if isinstance(visual, ModifiedResNet):
+            pool = visual.attnpool
             for proj in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
                 normal_(proj.weight, pool.c_proj.weight.shape[0] ** -0.5)  # c_proj's in_features
-            for block in self.visual.sublayers():
+            for block in visual.sublayers():
                 if isinstance(block, Bottleneck):
                     block.bn3.zero_()
 
+        if not self.config.has_text:
+            return
+        normal_(self.token_embedding.weight, 0.02)
+        normal_(self.positional_embedding, 0.01)
         width, layers = self.transformer.width, self.transformer.layers
         for block in self.transformer.resblocks:
             normal_(block.attn.in_proj.weight, width**-0.5)
             normal_(block.attn.out_proj.weight, width**-0.5 * (2 * layers) ** -0.5)
             normal_(block.mlp.c_fc.weight, (2 * width) ** -0.5)
             normal_(block.mlp.c_proj.weight, width**-0.5 * (2 * layers) ** -0.5)
-        normal_(self.text_projection, width**-0.5)
+        if self.text_projection is not None:
+            normal_(self.text_projection, width**-0.5)
 
     def build_attention_mask(self) -> Tensor:
         """The additive causal mask [L, L], L the context length: 0, and -inf for later tokens (OpenAI's method)."""
@@ -443,8 +453,9 @@ class CLIP(nn.Layer):
 
     @property
     def dtype(self) -> paddle.dtype:
-        """The dtype the towers compute in: that of the first convolution."""
-        return self.visual.conv1.weight.dtype
+        """The dtype the towers compute in: that of the first convolution, or of the first MLP of a text tower alone."""
+        first = self.visual.conv1 if self.config.has_image else self.transformer.resblocks[0].mlp.c_fc
+        return first.weight.dtype
 
     def set_state_dict(
         self, state_dict: Mapping[str, Any], use_structured_name: bool = True
@@ -469,8 +480,10 @@ class CLIP(nn.Layer):
             [B, E] in the model's dtype.
 
         Raises:
-            ValueError: if the image is not [B, 3, R, R].
+            ValueError: if the image is not [B, 3, R, R], or the model is a text tower alone.
         """
+        if not self.config.has_image:
+            raise ValueError("this model is a text tower alone: encode_image takes the whole model, or its image tower")
         expected = [3, self.visual.input_resolution, self.visual.input_resolution]
         if paddle.in_dynamic_mode() and list(image.shape[1:]) != expected:
             raise ValueError(
@@ -513,7 +526,12 @@ class CLIP(nn.Layer):
 
         Returns:
             [B, E] in the model's dtype.
+
+        Raises:
+            ValueError: if the model is an image tower alone.
         """
+        if not self.config.has_text:
+            raise ValueError("this model is an image tower alone: encode_text takes the whole model, or its text tower")
         eos = self.config.eos_token_id
         end_of_text = (text if eos is None else (text == eos).astype("int32")).argmax(axis=-1)  # [B]
         if trim and paddle.in_dynamic_mode():

@@ -78,6 +78,8 @@ class ImageTransform:
 
     def array(self, image: Any) -> np.ndarray:
         """The same as a numpy array, for worker threads: they need not touch Paddle."""
+        if not self.resolution:
+            raise ValueError("the model is a text tower alone and takes no images")
         pixels = np.asarray(self._resize(open_image(image)))  # [R, R, 3]
         return np.stack([self._values[channel][pixels[..., channel]] for channel in range(3)])  # [3, R, R]
 

@@ -65,6 +65,8 @@ def convert(
     dtype: str = "float32",
     activation: Optional[str] = None,
     progress: Progress = no_progress,
+    prefix: Optional[str] = None,
+    resolution: Optional[int] = None,
 ) -> Report:
     """Converts a CLIP checkpoint, with neither torch nor Paddle.
 
@@ -72,13 +74,17 @@ def convert(
 
     Args:
         source: path of a checkpoint, recognised by its content: of OpenAI, open_clip, Hugging Face, paddleclip 1.0 or
-            this package, as PyTorch, Paddle or safetensors save it; or the folder of a model, see `find_weights`.
+            this package, PaddleNLP or PaddleMIX, as PyTorch, Paddle or safetensors save it; or the folder of a model,
+            see `find_weights`. One tower alone will do.
         output: path to write, by extension `.pdparams`, `.safetensors` or `.pt` (OpenAI's names, for PyTorch). By
             default the source with the extension `.pdparams`.
         dtype: "float32", "float16", "bfloat16", "published" for OpenAI's mix of float16 and float32, or "keep" for
             the dtype each tensor has.
         activation: activation of the model, "quickgelu" or "gelu", where the file does not tell it.
         progress: function that shows an iterable of tensor names, whose number it gets too, as a progress bar.
+        prefix: start of the model's names in the file, such as "teacher.", where it has several models.
+        resolution: side of the images in pixels, for which the image positions are interpolated (bicubic, with
+            antialiasing, as in open_clip); by default that of the file.
 
     Returns:
         A report on the file and its conversion.
@@ -86,7 +92,7 @@ def convert(
     Raises:
         CheckpointError: if the source is not a CLIP checkpoint or the output cannot be written.
         OSError: if the system refuses to read or write a file.
-        ValueError: if the dtype or the activation is unknown.
+        ValueError: if the dtype or the activation is unknown, or the model cannot have the resolution.
     """
     start = time.perf_counter()
     source = find_weights(source)
@@ -98,7 +104,7 @@ def convert(
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(sha256, source)
         checkpoint = read(source)
-        weights = dialects.from_checkpoint(checkpoint, source, activation)
+        weights = dialects.from_checkpoint(checkpoint, source, activation, prefix, resolution)
         verify_checksums(checkpoint, source)
 
         def metadata(checksums: str) -> dict[str, str]:
@@ -112,12 +118,14 @@ def convert(
     return report._replace(output=output, bytes=os.path.getsize(output), seconds=seconds)
 
 
-def check(source: StrPath, activation: Optional[str] = None) -> tuple[Report, Contents]:
+def check(
+    source: StrPath, activation: Optional[str] = None, prefix: Optional[str] = None, resolution: Optional[int] = None
+) -> tuple[Report, Contents]:
     """Reports on a checkpoint without writing anything.
 
     Args:
         source: path of a checkpoint or of a folder, see `convert`.
-        activation: see `convert`.
+        activation, prefix, resolution: see `convert`.
 
     Returns:
         A report on the file, and the counts of its contents.
@@ -128,7 +136,7 @@ def check(source: StrPath, activation: Optional[str] = None) -> tuple[Report, Co
     """
     source = find_weights(source)
     checkpoint = read(source)
-    weights = dialects.from_checkpoint(checkpoint, source, activation)
+    weights = dialects.from_checkpoint(checkpoint, source, activation, prefix, resolution)
     checksums = verify_checksums(checkpoint, source)
     dtypes: dict[str, int] = {}
     nan = inf = 0
@@ -174,7 +182,7 @@ def _layout(arrays: dict[str, Any], output: str) -> dict[str, Any]:
 def _report(checkpoint: Checkpoint, weights: dialects.Weights, digest: str) -> Report:
     row = preset_of(weights.config)
     return Report(
-        kind=f"{checkpoint.kind}, {weights.dialect}'s names",
+        kind=", ".join(filter(None, [checkpoint.kind, f"{weights.dialect}'s names", weights.alone])),
         config=weights.config,
         preset=row.name if row else None,
         activation_from=weights.activation_from,

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from ..config import CLIPConfig, Preprocessing
-from ..errors import CheckpointError, require_same_tensors
+from ..errors import CheckpointError, listed, require_same_tensors
 from .casting import BFLOAT16
+from .finding import Found, alone, find
+from .positions import join_long, resize_grid
 from .settings import settings_of
 from .shapes import HINT, config_from_shapes, parameter_shapes
 
@@ -37,6 +39,7 @@ OPENAI = (
 OPEN_CLIP = (
     ("text.text_projection", "text_projection", False),
     ("text.positional_embedding", "positional_embedding", False),
+    ("text.positional_embedding_res", "positional_embedding_res", False),
     ("text.token_embedding.weight", "token_embedding.weight", False),
     ("text.ln_final.{}", "ln_final.{}", False),
     *((f"text.{theirs}", ours, t) for theirs, ours, t in OPENAI if ".attn." in theirs or ".mlp." in theirs),
@@ -69,6 +72,7 @@ HUGGING_FACE = (
     *_hugging_face("vision_model", "visual.transformer.resblocks"),
     ("text_model.embeddings.token_embedding.weight", "token_embedding.weight", False),
     ("text_model.embeddings.position_embedding.weight", "positional_embedding", False),
+    ("text_model.embeddings.position_embedding_res.weight", "positional_embedding_res", False),
     ("text_model.final_layer_norm.{}", "ln_final.{}", False),
     ("text_projection.weight", "text_projection", True),
     ("vision_model.embeddings.class_embedding", "visual.class_embedding", False),
@@ -77,6 +81,29 @@ HUGGING_FACE = (
     ("vision_model.pre_layrnorm.{}", "visual.ln_pre.{}", False),  # Hugging Face's spelling
     ("vision_model.post_layernorm.{}", "visual.ln_post.{}", False),
     ("visual_projection.weight", "visual.proj", True),
+)
+
+# The same names for Paddle's layers, in PaddleMIX (ppdiffusers): nothing is transposed.
+PADDLEMIX = tuple((theirs, ours, False) for theirs, ours, _ in HUGGING_FACE)
+
+
+def _paddlenlp(theirs: str, ours: str) -> Rules:
+    """The rows of one tower of PaddleNLP's CLIPModel, whose layers are Paddle's: nothing is transposed."""
+    parts = [(f"self_attn.{letter}_proj.{{}}", f"attn.in_proj.{{}}#{letter}") for letter in "qkv"]
+    parts += [("self_attn.out_proj.{}", "attn.out_proj.{}"), ("norm1.{}", "ln_1.{}"), ("norm2.{}", "ln_2.{}")]
+    parts += [("linear1.{}", "mlp.c_fc.{}"), ("linear2.{}", "mlp.c_proj.{}")]
+    return [(f"{theirs}.transformer.layers.{{}}.{part}", f"{ours}.{{}}.{to}", False) for part, to in parts]
+
+
+PADDLENLP = (
+    *_paddlenlp("text_model", "transformer.resblocks"),
+    *_paddlenlp("vision_model", "visual.transformer.resblocks"),
+    ("text_model.positional_embedding.weight", "positional_embedding", False),
+    ("text_model.{}", "{}", False),
+    ("vision_model.positional_embedding.weight", "visual.positional_embedding", False),
+    ("vision_model.attnpool.positional_embedding.weight", "visual.attnpool.positional_embedding", False),
+    ("vision_projection", "visual.proj", False),
+    ("vision_model.{}", "visual.{}", False),
 )
 
 # The package paddleclip 1.0.0, whose layers are Paddle's: nothing is transposed.
@@ -100,10 +127,24 @@ class Dialect(NamedTuple):
     activation: str  # activation of all models in this dialect, or "" where names do not tell it
 
 
+_HUGGING_FACE_TELLS = r"text_model\.embeddings\.token_embedding\.weight|vision_model\.embeddings\.class_embedding"
+
 DIALECTS = (
     Dialect("paddle_clip", r".+\.attn\.in_proj\.weight", (), "quickgelu"),
-    Dialect("Hugging Face", r"text_model\.embeddings\.token_embedding\.weight", HUGGING_FACE, ""),
-    Dialect("paddleclip 1.0", r".+\.resblocks\.0\.attn\.q_proj\.weight", PADDLECLIP, "quickgelu"),
+    Dialect("Hugging Face", _HUGGING_FACE_TELLS, HUGGING_FACE, ""),
+    Dialect(
+        "PaddleNLP",
+        r"text_model\.token_embedding\.weight|vision_model\.(class_embedding|attnpool\..+)",
+        PADDLENLP,
+        "quickgelu",
+    ),
+    Dialect(
+        "paddleclip 1.0",
+        r".+\.resblocks\.0\.attn\.q_proj\.weight|visual\.attnpool\.attn\.q_proj\.weight",
+        PADDLECLIP,
+        "quickgelu",
+    ),
+    Dialect("paddle_clip", r"visual\.bn1\._mean", (), "quickgelu"),  # a ResNet alone
     Dialect("open_clip", r"text\.token_embedding\.weight", OPEN_CLIP, ""),
     Dialect("OpenAI", r".*", OPENAI, "quickgelu"),
 )
@@ -112,6 +153,7 @@ DIALECTS = (
 DROPPED = re.compile(
     r"input_resolution|context_length|vocab_size|.+\.num_batches_tracked|(.+\.)?attn_mask|.+\.position_ids"
 )
+DROPPED_OF_TOWER = re.compile(f"{DROPPED.pattern}|logit_scale")
 
 
 class Weights(NamedTuple):
@@ -125,6 +167,7 @@ class Weights(NamedTuple):
     dialect: str
     activation_from: str  # source of the activation
     activation_assumed: bool  # whether its source is names that models of either activation have
+    alone: str  # "an image tower alone", "a text tower alone", or "" for a whole model
     preprocessing: Preprocessing = Preprocessing()  # as the file or what is beside it says
 
 
@@ -141,7 +184,11 @@ class Fused:
 
 
 def from_checkpoint(
-    tensors: Mapping[str, np.ndarray], source: str = "the state dict", activation: Optional[str] = None
+    tensors: Mapping[str, np.ndarray],
+    source: str = "the state dict",
+    activation: Optional[str] = None,
+    prefix: Optional[str] = None,
+    resolution: Optional[int] = None,
 ) -> Weights:
     """Translates a checkpoint's tensors to our names and layouts, strictly.
 
@@ -150,35 +197,52 @@ def from_checkpoint(
             `Checkpoint` tells its settings by its metadata too, or by the files beside it.
         source: name of their file, for messages.
         activation: "quickgelu" or "gelu"; None takes the one the file or its dialect tells.
+        prefix: start of the model's names, where the file has several models.
+        resolution: side of the images in pixels, for which the image positions are interpolated; None keeps them.
 
     Returns:
         The content; its arrays are views of the tensors, in their dtype.
 
     Raises:
-        CheckpointError: if tensors are missing, unexpected or misshapen, with the names of all; if a setting
-            asks for what is not computed here; or if nothing tells the activation.
+        CheckpointError: if tensors are missing, unexpected or misshapen, with the first of them; if there are several
+            models and no prefix chooses; if a setting asks for what is not computed here; or if nothing tells the
+            activation.
+        ValueError: if images cannot have the resolution.
     """
-    prefix = _prefix(tensors, source)
-    inner = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
-    dialect = next(d for d in DIALECTS if any(re.fullmatch(d.marker, name) for name in inner) or d.marker == ".*")
-    dropped = sorted(name for name in inner if DROPPED.fullmatch(name))
-    weights = {name: array for name, array in inner.items() if not DROPPED.fullmatch(name)}
-    arrays = _under_our_names(weights, dialect, source, prefix)
+    found = find(tensors, source, prefix)
+    source = f"{source} ({alone(found.towers)})" if alone(found.towers) else source
+    inner = {name: tensors[raw] for name, raw in found.names.items()}
+    dialect = _dialect(inner)
+    is_dropped = DROPPED_OF_TOWER if len(found.towers) == 1 else DROPPED
+    dropped = sorted(name for name in inner if is_dropped.fullmatch(name))
+    weights = {name: array for name, array in inner.items() if not is_dropped.fullmatch(name)}
+    arrays = _under_our_names(weights, dialect, source, found)
 
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     config = config_from_shapes(shapes, source)
     require_same_tensors(parameter_shapes(config), shapes, source, HINT)
     integers = sorted(name for name, array in arrays.items() if array.dtype.kind != "f" and array.dtype != BFLOAT16)
     if integers:
-        raise CheckpointError(f"{source}: weights must be floating-point numbers: {', '.join(integers)}. {HINT}")
-    found = settings_of(activation, tensors, config, dialect.name, dialect.activation, source)
-    config = dataclasses.replace(config, activation=found.activation, eos_token_id=found.eos_token_id)
+        raise CheckpointError(f"{source}: weights must be floating-point numbers: {listed(integers)}. {HINT}")
+    told = settings_of(activation, tensors, config, dialect.name, dialect.activation, source)
+    if resolution is not None:
+        config = resize_grid(arrays, config, resolution, source)
+    config = dataclasses.replace(config, activation=told.activation, eos_token_id=told.eos_token_id)
+    by = (dialect.name, told.told_by, told.is_assumed)
     ignored = len(tensors) - len(inner)
-    told = (found.told_by, found.is_assumed, found.preprocessing)
-    return Weights(config, arrays, dropped, ignored, prefix, dialect.name, *told)
+    return Weights(config, arrays, dropped, ignored, found.prefix, *by, alone(found.towers), told.preprocessing)
 
 
-def _under_our_names(weights: Mapping[str, np.ndarray], dialect: Dialect, source: str, prefix: str) -> dict[str, Any]:
+def _dialect(tensors: Mapping[str, np.ndarray]) -> Dialect:
+    """The dialect of a model's tensors."""
+    dialect = next(d for d in DIALECTS if any(re.fullmatch(d.marker, name) for name in tensors) or d.marker == ".*")
+    wider = (array.shape for name, array in tensors.items() if name.endswith(".mlp.fc1.weight"))
+    if dialect.rules is HUGGING_FACE and any(len(shape) == 2 and shape[0] < shape[1] for shape in wider):
+        return dialect._replace(rules=PADDLEMIX)  # [in, out]
+    return dialect
+
+
+def _under_our_names(weights: Mapping[str, np.ndarray], dialect: Dialect, source: str, found: Found) -> dict[str, Any]:
     """{our name: array} of tensors in a dialect; projections in three parts are fused."""
     arrays: dict[str, Any] = {}
     parts: dict[str, dict[str, np.ndarray]] = {}
@@ -188,23 +252,15 @@ def _under_our_names(weights: Mapping[str, np.ndarray], dialect: Dialect, source
         if part:
             parts.setdefault(target, {})[part] = array
         elif ours in arrays:
-            raise CheckpointError(f"{source} holds {ours} twice, once as {prefix}{name}")
+            raise CheckpointError(f"{source} holds {ours} twice, once as {found.names[name]}")
         else:
             arrays[ours] = array
     for name, projection in parts.items():
         arrays.update(_fuse(name, projection))
-    if dialect.name == "paddleclip 1.0" and getattr(arrays.get("logit_scale"), "shape", None) == (1,):
+    if getattr(arrays.get("logit_scale"), "shape", None) == (1,):  # of FSDP, Paddle 2.4, open_clip's nonscalar option
         arrays["logit_scale"] = arrays["logit_scale"].reshape(())
+    join_long(arrays)
     return arrays
-
-
-def _prefix(tensors: Mapping[str, np.ndarray], source: str) -> str:
-    """The prefix of the model's names, found by its one tensor `logit_scale`."""
-    prefixes = sorted(name[: -len("logit_scale")] for name in tensors if re.fullmatch(r"(.+\.)?logit_scale", name))
-    if len(prefixes) > 1:
-        listed = ", ".join(f"{prefix}*" for prefix in prefixes)
-        raise CheckpointError(f"{source} holds several models: {listed}; save one of them alone")
-    return prefixes[0] if prefixes else ""
 
 
 def _fuse(name: str, found: dict[str, np.ndarray]) -> dict[str, Any]:

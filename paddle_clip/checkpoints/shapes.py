@@ -1,6 +1,8 @@
 """Derives the sizes of a CLIP model from the shapes of its tensors, under our names, and the shapes from the sizes."""
 
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ..config import CLIPConfig
@@ -10,20 +12,32 @@ Shapes = dict[str, tuple[int, ...]]  # {our name: shape}
 
 HINT = "Expected weights of OpenAI's CLIP, in OpenAI's or paddle_clip's names; `paddle-clip models` lists the models"
 
+RESNET_CELL = 32  # pixels that one position of a ResNet's last feature map stands for
+# The sizes of a tower that is not there.
+NO_IMAGE: dict[str, Any] = {"image_resolution": 0, "vision_layers": 0, "vision_width": 0, "vision_patch_size": None}
+NO_TEXT: dict[str, Any] = {
+    "transformer_width": 0,
+    "transformer_heads": 0,
+    "transformer_layers": 0,
+    "context_length": 0,
+    "vocab_size": 0,
+}
+
 
 def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPConfig:
-    """The config of the model whose tensors have these shapes (OpenAI's `build_model`).
+    """The config of the model, or of the tower alone, whose tensors have these shapes (OpenAI's `build_model`).
 
     Args:
         shapes: {our name: shape}.
         source: name of their file, for messages.
 
     Raises:
-        CheckpointError: if a tensor that tells a size is missing or has the wrong number of dimensions.
+        CheckpointError: if a tensor that tells a size is missing or has the wrong number of dimensions, or the grid of
+            image positions is not square.
     """
 
     def size(name: str, axis: int, ndim: int) -> int:
-        if len(shapes.get(name, ())) != ndim:
+        if len(shapes.get(name, ())) != ndim or 0 in shapes[name]:
             found = f"has the shape {list(shapes[name])}" if name in shapes else "is missing"
             examples = ", ".join(sorted(shapes)[:3])
             raise CheckpointError(
@@ -31,49 +45,73 @@ def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPCo
             )
         return shapes[name][axis]
 
-    def blocks(prefix: str) -> int:
-        pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
-        return max((int(match[1]) + 1 for match in map(pattern.match, shapes) if match), default=0)
-
-    text_width = size("ln_final.weight", 0, 1)
-    sizes: dict[str, Any] = {
-        "embed_dim": size("text_projection", 1, 2),
+    has_image = any(name.startswith("visual.") for name in shapes)
+    if all(name.startswith("visual.") for name in shapes):
+        return CLIPConfig(**_vision_sizes(shapes, size, source), **NO_TEXT)
+    width = size("ln_final.weight", 0, 1)
+    text: dict[str, Any] = {
+        "embed_dim": size("text_projection", 1, 2) if has_image or "text_projection" in shapes else 0,
         "context_length": size("positional_embedding", 0, 2),
         "vocab_size": size("token_embedding.weight", 0, 2),
-        "transformer_width": text_width,
-        "transformer_heads": text_width // 64,
-        "transformer_layers": blocks("transformer.resblocks"),
+        "transformer_width": width,
+        "transformer_heads": width // 64,
+        "transformer_layers": _blocks(shapes, "transformer.resblocks"),
     }
-    if "visual.proj" in shapes:
+    return CLIPConfig(**{**(_vision_sizes(shapes, size, source) if has_image else NO_IMAGE), **text})
+
+
+def _blocks(shapes: Shapes, prefix: str) -> int:
+    pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
+    return max((int(match[1]) + 1 for match in map(pattern.match, shapes) if match), default=0)
+
+
+def _vision_sizes(shapes: Shapes, size: Callable[[str, int, int], int], source: str) -> dict[str, Any]:
+    """The sizes that the image tower tells; `size` tells one, by name, axis and number of dimensions."""
+
+    def grid(name: str) -> int:
+        positions = size(name, 0, 2) - 1
+        side = math.isqrt(max(0, positions))
+        if side * side != positions:
+            raise CheckpointError(
+                f"{source} does not fit: {name} has {positions} positions beside the first, and their grid is not "
+                "square; the images of OpenAI's CLIP are. Resize it to a square one, or load the original model"
+            )
+        return side
+
+    if "visual.class_embedding" in shapes or "visual.proj" in shapes:
         patch = size("visual.conv1.weight", 3, 4)
-        grid = round((size("visual.positional_embedding", 0, 2) - 1) ** 0.5)
-        return CLIPConfig(
-            image_resolution=patch * grid,
-            vision_layers=blocks("visual.transformer.resblocks"),
-            vision_width=size("visual.conv1.weight", 0, 4),
-            vision_patch_size=patch,
-            **sizes,
-        )
-    grid = round((size("visual.attnpool.positional_embedding", 0, 2) - 1) ** 0.5)
-    stages = [blocks(f"visual.layer{stage}") for stage in (1, 2, 3, 4)]
-    return CLIPConfig(
-        image_resolution=grid * 32,
-        vision_layers=(stages[0], stages[1], stages[2], stages[3]),
-        vision_width=size("visual.layer1.0.conv1.weight", 0, 4),
-        vision_patch_size=None,
-        **sizes,
-    )
+        return {
+            "embed_dim": size("visual.proj", 1, 2) if "visual.proj" in shapes else 0,
+            "image_resolution": patch * grid("visual.positional_embedding"),
+            "vision_layers": _blocks(shapes, "visual.transformer.resblocks"),
+            "vision_width": size("visual.conv1.weight", 0, 4),
+            "vision_patch_size": patch,
+        }
+    resolution = RESNET_CELL * grid("visual.attnpool.positional_embedding")
+    stages = [_blocks(shapes, f"visual.layer{stage}") for stage in (1, 2, 3, 4)]
+    return {
+        "embed_dim": size("visual.attnpool.c_proj.bias", 0, 1),
+        "image_resolution": resolution,
+        "vision_layers": (stages[0], stages[1], stages[2], stages[3]),
+        "vision_width": size("visual.layer1.0.conv1.weight", 0, 4),
+        "vision_patch_size": None,
+    }
 
 
 def parameter_shapes(config: CLIPConfig) -> Shapes:
     """{our name: shape} of every tensor in the state dict of a model of these sizes, without building it."""
-    shapes = _resnet(config) if config.vision_patch_size is None else _vision_transformer(config)
-    shapes.update(_transformer("transformer", config.transformer_width, config.transformer_layers))
-    shapes["token_embedding.weight"] = (config.vocab_size, config.transformer_width)
-    shapes["positional_embedding"] = (config.context_length, config.transformer_width)
-    shapes.update(_norm("ln_final", config.transformer_width))
-    shapes["text_projection"] = (config.transformer_width, config.embed_dim)
-    shapes["logit_scale"] = ()
+    shapes: Shapes = {}
+    if config.has_image:
+        shapes.update(_vision_transformer(config) if config.is_vit else _resnet(config))
+    if config.has_text:
+        shapes.update(_transformer("transformer", config.transformer_width, config.transformer_layers))
+        shapes["token_embedding.weight"] = (config.vocab_size, config.transformer_width)
+        shapes["positional_embedding"] = (config.context_length, config.transformer_width)
+        shapes.update(_norm("ln_final", config.transformer_width))
+        if config.embed_dim:
+            shapes["text_projection"] = (config.transformer_width, config.embed_dim)
+    if config.has_image and config.has_text:
+        shapes["logit_scale"] = ()
     return shapes
 
 
@@ -114,7 +152,8 @@ def _vision_transformer(config: CLIPConfig) -> Shapes:
     shapes.update(_norm("visual.ln_pre", width))
     shapes.update(_transformer("visual.transformer", width, config.vision_layers))
     shapes.update(_norm("visual.ln_post", width))
-    shapes["visual.proj"] = (width, config.embed_dim)
+    if config.embed_dim:
+        shapes["visual.proj"] = (width, config.embed_dim)
     return shapes
 
 
@@ -142,7 +181,7 @@ def _resnet(config: CLIPConfig) -> Shapes:
                 shapes.update(_conv(f"{block}.downsample.0", inplanes, 4 * planes, 1))
                 shapes.update(_batch_norm(f"{block}.downsample.1", 4 * planes))
             inplanes = 4 * planes
-    shapes["visual.attnpool.positional_embedding"] = ((config.image_resolution // 32) ** 2 + 1, inplanes)
+    shapes["visual.attnpool.positional_embedding"] = ((config.image_resolution // RESNET_CELL) ** 2 + 1, inplanes)
     for letter in "kqv":
         shapes.update(_linear(f"visual.attnpool.{letter}_proj", inplanes, inplanes))
     shapes.update(_linear("visual.attnpool.c_proj", inplanes, config.embed_dim))
