@@ -9,7 +9,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from filelock import FileLock
@@ -45,6 +45,8 @@ def load_compiled(
     activation: Optional[str] = None,
     threads: Optional[int] = None,
     calibration: Sequence[StrPath] = (),
+    prefix: Optional[str] = None,
+    resolution: Optional[int] = None,
 ) -> tuple[Predictor, ImageTransform]:
     """Loads a model in the form made for speed on a CPU, which is compiled once and kept in the cache.
 
@@ -61,6 +63,8 @@ def load_compiled(
         threads: number of threads; by default one for each core this process may use.
         calibration: for "int8" the paths of 100 pictures or more of the kind the model will see. 300 of them, spread
             evenly, quantise it; other pictures make another form.
+        prefix: start of the model's names in a file that has several, see `load`.
+        resolution: side of the images in pixels, see `load`.
 
     Returns:
         The `Predictor` and its preprocessing.
@@ -74,7 +78,8 @@ def load_compiled(
     pictures = _spread(calibration) if precision == "int8" else []
     engine = engine or default_engine(precision)
     path = find(name_or_path, cache_dir)
-    folder = _folder(path, engine, cache_dir, activation, pictures)
+    settings = {"activation": activation, "prefix": prefix, "resolution": resolution}
+    folder = _folder(path, engine, cache_dir, settings, pictures)
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     with FileLock(folder + ".lock"):
         if os.path.exists(folder):
@@ -83,7 +88,7 @@ def load_compiled(
             except _TEMPORARY as error:
                 warnings.warn(f"{folder} is damaged and is made again: {error}", RuntimeWarning, stacklevel=2)
                 shutil.rmtree(folder)
-        _make(path, folder, engine, activation, pictures)
+        _make(path, folder, engine, settings, pictures)
         _forget(cache_dir, folder)
         return _opened(folder, engine, precision, threads)
 
@@ -94,11 +99,17 @@ def default_engine(precision: str = "float32") -> str:
 
 
 def has_form(
-    name_or_path: StrPath, engine: str, cache_dir: Optional[StrPath] = None, activation: Optional[str] = None
+    name_or_path: StrPath,
+    engine: str,
+    cache_dir: Optional[StrPath] = None,
+    activation: Optional[str] = None,
+    prefix: Optional[str] = None,
+    resolution: Optional[int] = None,
 ) -> bool:
     """Whether the cache holds the compiled form of a model; a model that is not downloaded yet has none."""
+    settings = {"activation": activation, "prefix": prefix, "resolution": resolution}
     return bool(forms(cache_dir)) and os.path.exists(
-        _folder(find(name_or_path, cache_dir), engine, cache_dir, activation)
+        _folder(find(name_or_path, cache_dir), engine, cache_dir, settings)
     )
 
 
@@ -137,14 +148,14 @@ def _spread(paths: Sequence[StrPath]) -> list[str]:
 
 
 def _folder(
-    path: str, engine: str, cache_dir: Optional[StrPath], activation: Optional[str], pictures: Sequence[str] = ()
+    path: str, engine: str, cache_dir: Optional[StrPath], settings: dict[str, Any], pictures: Sequence[str] = ()
 ) -> str:
     """Where the form of a checkpoint is kept; all that it depends on is in the name."""
     beside = (os.path.join(os.path.dirname(path), name) for name in FILES)
     depends_on = {
         "weights": [sha256(file) for file in shards(path)],
         "settings": [sha256(file) for file in beside if os.path.isfile(file)],
-        "activation": activation,
+        **settings,
         "engine": engine,
         "pictures": [(picture, os.stat(picture).st_size, os.stat(picture).st_mtime_ns) for picture in pictures],
         "versions": [__version__, *(version_of(name) for name in ("paddlepaddle", "paddlepaddle-gpu", "openvino"))],
@@ -154,10 +165,10 @@ def _folder(
     return os.path.join(_place(cache_dir), f"{stem}-{engine}-{digest}")
 
 
-def _make(path: str, folder: str, engine: str, activation: Optional[str], pictures: Sequence[str]) -> None:
+def _make(path: str, folder: str, engine: str, settings: dict[str, Any], pictures: Sequence[str]) -> None:
     from .deploy import export  # here, as it takes Paddle
 
-    model, preprocess = load(path, activation=activation)
+    model, preprocess = load(path, **settings)
     calibration = np.stack([preprocess.array(picture) for picture in pictures]) if pictures else None
     export(model, folder, openvino=engine == "openvino", calibration=calibration)
 

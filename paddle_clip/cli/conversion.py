@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..config import Preprocessing
 from ..presets import PRESETS, TINY, table
 from .messages import in_options, print_error
-from .shared import INTERRUPTED, add_activation, add_command, add_json, print_json
+from .shared import INTERRUPTED, add_command, add_json, add_settings, print_json, settings
 
 if TYPE_CHECKING:
     from ..checkpoints.conversion import Contents, Report
@@ -60,8 +60,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="a checkpoint of OpenAI, open_clip, Hugging Face, paddleclip 1.0 or paddle_clip, told by its content; "
-        "or the folder of a model",
+        help="a checkpoint of OpenAI, open_clip, Hugging Face, PaddleNLP, PaddleMIX, paddleclip 1.0 or paddle_clip, "
+        "told by its content; or the folder of a model",
     )
     parser.add_argument(
         "-o", "--output", help="file to write, by extension .pdparams (default), .safetensors or .pt (for PyTorch)"
@@ -72,7 +72,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="dtype of the output: float32 (default), float16, bfloat16, published (OpenAI's mix of float16 and "
         "float32), or keep",
     )
-    add_activation(parser)
+    add_settings(parser)
     parser.add_argument("--check", action="store_true", help="report on the files and write nothing")
     parser.set_defaults(parser=parser, json=False)
 
@@ -88,9 +88,10 @@ def convert(arguments: argparse.Namespace, after: "Callable[[str, Report], str]"
     def work(file: str) -> str:
         contents, file = None, find_weights(file)
         if arguments.check:
-            report, contents = conversion.check(file, arguments.activation)
+            report, contents = conversion.check(file, **settings(arguments))
         else:
-            report = conversion.convert(file, arguments.output, arguments.dtype, arguments.activation, progress)
+            asked = settings(arguments)
+            report = conversion.convert(file, arguments.output, arguments.dtype, progress=progress, **asked)
         if arguments.json:
             described = {**report._asdict(), "config": asdict(report.config)}
             return json.dumps({"file": file, **described, **(contents._asdict() if contents else {})})

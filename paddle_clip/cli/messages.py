@@ -33,7 +33,7 @@ def in_options(text: str, parser: argparse.ArgumentParser) -> str:
                     return next(
                         (string for string in strings if string.startswith("--no-") == (value == "False")), match[0]
                     )
-                return f"{strings[0]} {value.strip(chr(39))}"
+                return f"{strings[0]} {value.strip(chr(39)) or value}"
         return match[0]
 
     return _ARGUMENT.sub(option, text)

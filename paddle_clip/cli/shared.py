@@ -114,7 +114,7 @@ def add_on_error(parser: Parser) -> None:
 
 
 def add_model(parser: Parser, dtype: bool = True) -> None:
-    """--model, --activation, --device and --dtype; `load_model` reads them."""
+    """--model, --activation, --prefix, --resolution, --device and --dtype; `load_model` reads them."""
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -122,7 +122,7 @@ def add_model(parser: Parser, dtype: bool = True) -> None:
         help="a model of `paddle-clip models`, which is downloaded once, a checkpoint, or a folder that `export` wrote "
         "(default: %(default)s)",
     )
-    add_activation(parser)
+    add_settings(parser)
     parser.add_argument("--device", metavar="DEVICE", help="cpu, gpu or gpu:1 (default: a GPU, if Paddle can use it)")
     if dtype:
         parser.add_argument(
@@ -156,12 +156,31 @@ def add_activation(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """--activation, --prefix and --resolution; `settings` reads them."""
+    add_activation(parser)
+    parser.add_argument(
+        "--prefix", metavar="NAME", help="start of the model's names in a checkpoint with several, such as teacher."
+    )
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        metavar="PIXELS",
+        help="side of the images, for which the image positions are interpolated (default: the model's own)",
+    )
+
+
 def add_json(parser: Parser, help: str = "print JSON") -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help=help)
 
 
 # ---------------------------------------------------------------------------------------------------- what options mean
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_settings`'s options ask for, as `load`, `convert` and `check` take it."""
+    return {name: getattr(arguments, name) for name in ("activation", "prefix", "resolution")}
 
 
 def load_model(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]":
@@ -174,7 +193,7 @@ def load_model(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]":
     if arguments.device:
         paddle.set_device(arguments.device)
     dtype = arguments.dtype if "dtype" in arguments else "float32"
-    loaded = load(arguments.model, dtype, activation=arguments.activation)
+    loaded = load(arguments.model, dtype, **settings(arguments))
     _handle_sigterm()
     return loaded
 
@@ -215,9 +234,9 @@ def load_encoder(arguments: argparse.Namespace, images: Sequence[str]) -> "tuple
         arguments.model,
         engine,
         arguments.precision,
-        activation=arguments.activation,
         threads=arguments.threads,
         calibration=images,
+        **settings(arguments),
     )
     _handle_sigterm()
     return loaded
@@ -236,7 +255,7 @@ def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
             return "eager"
         from ..compiled import has_form
 
-        worth = images >= WORTH_COMPILING or has_form(arguments.model, "openvino", activation=arguments.activation)
+        worth = images >= WORTH_COMPILING or has_form(arguments.model, "openvino", **settings(arguments))
         return "openvino" if worth or precision != "float32" else "eager"
     if engine == "eager" and precision != "float32":
         raise ValueError(f"{precision} is run by OpenVINO: give --engine openvino, or --dtype {precision} on a GPU")
