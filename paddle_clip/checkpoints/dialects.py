@@ -257,8 +257,9 @@ def _under_our_names(weights: Mapping[str, np.ndarray], dialect: Dialect, source
             arrays[ours] = array
     for name, projection in parts.items():
         arrays.update(_fuse(name, projection))
-    if getattr(arrays.get("logit_scale"), "shape", None) == (1,):  # of FSDP, Paddle 2.4, open_clip's nonscalar option
-        arrays["logit_scale"] = arrays["logit_scale"].reshape(())
+    scale = arrays.get("logit_scale")
+    if scale is not None and scale.size == 1:  # [1] by FSDP, by Paddle before 2.5, and by open_clip on request
+        arrays["logit_scale"] = scale.reshape(())
     join_long(arrays)
     return arrays
 

@@ -54,6 +54,11 @@ def find(names: Iterable[str], source: str, prefix: Optional[str] = None) -> Fou
         CheckpointError: if there are several models, or none has the prefix; the message lists what there is.
     """
     names = list(names)
+    if any(name.endswith("_flat_param") for name in names):
+        raise CheckpointError(
+            f"{source} holds FSDP's flat parameters, which tell no tensor's name or shape: save the model's full state "
+            "dict (StateDictType.FULL_STATE_DICT)"
+        )
     inside = _inside(names, prefix)
     places = _places(inside)
     starts = [""] if prefix is not None and "" in places else _best(places)

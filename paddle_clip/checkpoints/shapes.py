@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..config import CLIPConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 
 Shapes = dict[str, tuple[int, ...]]  # {our name: shape}
 
@@ -15,13 +15,7 @@ HINT = "Expected weights of OpenAI's CLIP, in OpenAI's or paddle_clip's names; `
 RESNET_CELL = 32  # pixels that one position of a ResNet's last feature map stands for
 # The sizes of a tower that is not there.
 NO_IMAGE: dict[str, Any] = {"image_resolution": 0, "vision_layers": 0, "vision_width": 0, "vision_patch_size": None}
-NO_TEXT: dict[str, Any] = {
-    "transformer_width": 0,
-    "transformer_heads": 0,
-    "transformer_layers": 0,
-    "context_length": 0,
-    "vocab_size": 0,
-}
+NO_TEXT: dict[str, Any] = {"transformer_width": 0, "transformer_heads": 0, "transformer_layers": 0}
 
 
 def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPConfig:
@@ -39,7 +33,7 @@ def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPCo
     def size(name: str, axis: int, ndim: int) -> int:
         if len(shapes.get(name, ())) != ndim or 0 in shapes[name]:
             found = f"has the shape {list(shapes[name])}" if name in shapes else "is missing"
-            examples = ", ".join(sorted(shapes)[:3])
+            examples = listed(sorted(shapes)[:3])
             raise CheckpointError(
                 f"{source} is not a CLIP model: {name} {found}, among {len(shapes)} tensors such as {examples}. {HINT}"
             )
@@ -47,7 +41,11 @@ def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPCo
 
     has_image = any(name.startswith("visual.") for name in shapes)
     if all(name.startswith("visual.") for name in shapes):
-        return CLIPConfig(**_vision_sizes(shapes, size, source), **NO_TEXT)
+        if "visual.proj" in shapes:
+            embed_dim = size("visual.proj", 1, 2)
+        else:
+            embed_dim = 0 if "visual.class_embedding" in shapes else size("visual.attnpool.c_proj.bias", 0, 1)
+        return CLIPConfig(embed_dim, **_vision_sizes(shapes, size, source), **NO_TEXT)
     width = size("ln_final.weight", 0, 1)
     text: dict[str, Any] = {
         "embed_dim": size("text_projection", 1, 2) if has_image or "text_projection" in shapes else 0,
@@ -81,7 +79,6 @@ def _vision_sizes(shapes: Shapes, size: Callable[[str, int, int], int], source: 
     if "visual.class_embedding" in shapes or "visual.proj" in shapes:
         patch = size("visual.conv1.weight", 3, 4)
         return {
-            "embed_dim": size("visual.proj", 1, 2) if "visual.proj" in shapes else 0,
             "image_resolution": patch * grid("visual.positional_embedding"),
             "vision_layers": _blocks(shapes, "visual.transformer.resblocks"),
             "vision_width": size("visual.conv1.weight", 0, 4),
@@ -90,7 +87,6 @@ def _vision_sizes(shapes: Shapes, size: Callable[[str, int, int], int], source: 
     resolution = RESNET_CELL * grid("visual.attnpool.positional_embedding")
     stages = [_blocks(shapes, f"visual.layer{stage}") for stage in (1, 2, 3, 4)]
     return {
-        "embed_dim": size("visual.attnpool.c_proj.bias", 0, 1),
         "image_resolution": resolution,
         "vision_layers": (stages[0], stages[1], stages[2], stages[3]),
         "vision_width": size("visual.layer1.0.conv1.weight", 0, 4),

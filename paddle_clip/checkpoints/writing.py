@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, Union
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from .casting import SAFETENSORS_DTYPES, TORCH_DTYPES, Widener, cast, result_dtype
 from .files import Checkpoint, StrPath, crc32, crc32_of_array, replacing, write_at
 from .reading import read
@@ -190,7 +190,7 @@ def verify_checksums(checkpoint: Checkpoint, source: str) -> int:
     found = {name: crc32_of_array(array) for name, array in checkpoint.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
-        raise CheckpointError(f"{source} is damaged: {', '.join(wrong)} changed since it was written; convert it again")
+        raise CheckpointError(f"{source} is damaged: {listed(wrong)} changed since it was written; convert it again")
     return len(found)
 
 
@@ -206,7 +206,7 @@ def _compare(path: str, tensors: Tensors, checksums: Checksums) -> None:
             if tensors[name].nbytes > _RELEASE_OVER:
                 checkpoint.release()
     if wrong:
-        raise CheckpointError(f"{', '.join(sorted(wrong))} read back differ from what was written; is the disk sound?")
+        raise CheckpointError(f"{listed(sorted(wrong))} read back differ from what was written; is the disk sound?")
 
 
 # --------------------------------------------------------------------------------------------------------------- forms
