@@ -10,6 +10,17 @@ import numpy as np
 
 from ..errors import CheckpointError
 
+
+def _opaque(name: str, size: int = 1) -> np.dtype:
+    """A dtype that NumPy lacks and no weights of ours have: its numbers are not looked at, only its name is told."""
+    return np.dtype([(name, f"V{size}")])
+
+
+def foreign(name: str) -> np.ndarray:
+    """An array that stands for one of a dtype or a form that no weights of ours have, such as "float8_e4m3fn"."""
+    return np.zeros((), _opaque(name))
+
+
 BFLOAT16 = np.dtype("<u2")
 TORCH_DTYPES: dict[str, np.dtype] = {
     "torch.HalfStorage": np.dtype("<f2"),
@@ -22,6 +33,14 @@ TORCH_DTYPES: dict[str, np.dtype] = {
     "torch.CharStorage": np.dtype("i1"),
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype("?"),
+    "torch.ComplexFloatStorage": _opaque("complex64", 8),
+    "torch.ComplexDoubleStorage": _opaque("complex128", 16),
+    "torch.QInt8Storage": _opaque("qint8"),
+    "torch.QUInt8Storage": _opaque("quint8"),
+    "torch.QInt32Storage": _opaque("qint32", 4),
+    "torch.QUInt4x2Storage": _opaque("quint4x2"),
+    "torch.QUInt2x4Storage": _opaque("quint2x4"),
+    "torch.storage.UntypedStorage": _opaque("untyped"),
 }
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype("<f2"),
@@ -30,8 +49,17 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "BF16": BFLOAT16,
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
+    "U16": _opaque("uint16", 2),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "C64": _opaque("complex64", 8),
+    "F8_E4M3": _opaque("float8_e4m3"),
+    "F8_E5M2": _opaque("float8_e5m2"),
+    "F8_E8M0": _opaque("float8_e8m0"),
 }
 
 _PART = 1 << 20  # numbers written at once
@@ -42,6 +70,8 @@ _HALF_SCALE = np.float32(2.0**112)
 
 def dtype_name(dtype: np.dtype) -> str:
     """The name of a dtype, where uint16 stands for bfloat16."""
+    if dtype.names:
+        return dtype.names[0]
     return "bfloat16" if dtype == BFLOAT16 else dtype.name
 
 

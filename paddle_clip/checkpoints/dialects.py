@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import CLIPConfig, Preprocessing
 from ..errors import CheckpointError, listed, require_same_tensors
-from .casting import BFLOAT16
+from .casting import BFLOAT16, dtype_name
 from .finding import Found, alone, find
 from .positions import join_long, resize_grid
 from .settings import settings_of
@@ -216,12 +216,15 @@ def from_checkpoint(
     is_dropped = DROPPED_OF_TOWER if len(found.towers) == 1 else DROPPED
     dropped = sorted(name for name in inner if is_dropped.fullmatch(name))
     weights = {name: array for name, array in inner.items() if not is_dropped.fullmatch(name)}
+    foreign = [f"{name} is {dtype_name(array.dtype)}" for name, array in weights.items() if array.dtype.names]
+    if foreign:
+        raise CheckpointError(f"{source}: weights must be floating-point numbers: {listed(foreign)}. {HINT}")
     arrays = _under_our_names(weights, dialect, source, found)
 
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     config = config_from_shapes(shapes, source)
     require_same_tensors(parameter_shapes(config), shapes, source, HINT)
-    integers = sorted(name for name, array in arrays.items() if array.dtype.kind != "f" and array.dtype != BFLOAT16)
+    integers = [name for name, array in arrays.items() if array.dtype.kind != "f" and array.dtype != BFLOAT16]
     if integers:
         raise CheckpointError(f"{source}: weights must be floating-point numbers: {listed(integers)}. {HINT}")
     told = settings_of(activation, tensors, config, dialect.name, dialect.activation, source)

@@ -8,7 +8,7 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
@@ -33,7 +33,6 @@ __all__ = [
     "crc32",
     "crc32_of_array",
     "crc32_of_file",
-    "dozen",
     "lock",
     "read_json",
     "release_pages",
@@ -121,12 +120,6 @@ def _open(path: str) -> BinaryIO:
     if info.st_size == 0:
         raise CheckpointError(f"{path} is empty. {DOWNLOAD_AGAIN}")
     return open(path, "rb")
-
-
-def dozen(names: Collection[str]) -> str:
-    """At most twelve of the names as a short text in one line, then how many more there are."""
-    shown = ", ".join(map(brief, list(names)[:12]))
-    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
 
 
 def brief(value: Any) -> str:

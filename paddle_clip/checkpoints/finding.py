@@ -1,13 +1,16 @@
 """Finds the models in a checkpoint: where the names of each start, and which towers it has."""
 
 import re
-from collections.abc import Collection, Iterable
-from typing import NamedTuple, Optional
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
 
 from ..errors import CheckpointError, listed
 
 IMAGE, TEXT = "image", "text"
 _SCALE = "logit_scale"
+_MAX_MODELS = 100  # in a file, that are compared with each other
 
 # What programs put into the names of modules they wrap: torch.compile, DistributedDataParallel, FSDP, activation
 # checkpointing, Lightning's Fabric, Paddle's fleet.
@@ -42,18 +45,18 @@ def alone(towers: Collection[str]) -> str:
     return {IMAGE: "an image tower alone", TEXT: "a text tower alone"}["".join(towers)] if len(towers) == 1 else ""
 
 
-def find(names: Iterable[str], source: str, prefix: Optional[str] = None) -> Found:
+def find(tensors: Mapping[str, np.ndarray], source: str, prefix: Optional[str] = None) -> Found:
     """Finds the model that is asked for, or the only one. A tower alone is one only where there is no whole model.
 
     Args:
-        names: names of all tensors of a file.
+        tensors: all tensors of a file.
         source: name of the file, for messages.
         prefix: start of the model's names, with or without wrappers and the last dot; None for the only model.
 
     Raises:
         CheckpointError: if there are several models, or none has the prefix; the message lists what there is.
     """
-    names = list(names)
+    names = list(tensors)
     if any(name.endswith("_flat_param") for name in names):
         raise CheckpointError(
             f"{source} holds FSDP's flat parameters, which tell no tensor's name or shape: save the model's full state "
@@ -61,7 +64,7 @@ def find(names: Iterable[str], source: str, prefix: Optional[str] = None) -> Fou
         )
     inside = _inside(names, prefix)
     places = _places(inside)
-    starts = [""] if prefix is not None and "" in places else _best(places)
+    starts = [""] if prefix is not None and "" in places else _distinct(_best(places), inside, tensors)
     if prefix is not None and not starts:
         there = listed(
             [f"{start}*" if start else "a model whose names have no prefix" for start in _best(_places(_inside(names)))]
@@ -123,6 +126,22 @@ def _best(places: dict[str, dict[str, str]]) -> list[str]:
     """The starts of the whole models; of towers, or of scales, where there is nothing better."""
     most = max(map(len, places.values()), default=0)
     return sorted(start for start, towers in places.items() if len(towers) == most)
+
+
+def _distinct(starts: list[str], names: Names, tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The starts without those of second mentions: the arrays of another, or the model Lightning was started with."""
+    if not 1 < len(starts) <= _MAX_MODELS:
+        return starts
+
+    def place(array: np.ndarray) -> tuple[Any, ...]:
+        return array.__array_interface__["data"][0], array.shape, array.strides
+
+    kept: dict[str, dict[str, tuple[Any, ...]]] = {}
+    for start in sorted(starts, key=lambda start: not start.startswith("state_dict.")):
+        model = {name[len(start) :]: place(tensors[raw]) for name, raw in names.items() if name.startswith(start)}
+        if model not in kept.values():
+            kept[start] = model
+    return [start for start in kept if not start.startswith("hyper_parameters.")] or list(kept)
 
 
 def _of_tower(names: Names, towers: dict[str, str]) -> Names:

@@ -1,21 +1,18 @@
-"""Reads pickles as data: dicts, lists, tuples and inert nodes. Nothing a pickle names is imported or called."""
+"""Reads pickles as data: dicts, lists, tuples and inert nodes. Nothing a pickle names is imported or called.
 
-import contextlib
-import json
+A pickle's author chooses its structure. So no container of it is hashed, printed or compared, here or in the rooms
+above: that would recurse in C as deep as the file says, or take twice as long with each part that is shared.
+"""
+
+import re
 import struct
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Optional, Union
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
-from .files import Checkpoint
 
 MAX_OPCODES = 1_000_000  # an official checkpoint needs fewer than 100,000; bounds memory, time and nesting
-_MAX_GLOBAL = 1024  # bytes of a global's module or name
-_MAX_DEPTH = 64  # levels of nested modules and dicts
-_MAX_TENSORS = 100_000
-_MAX_NAME = 1000  # characters of a tensor's name
+_MAX_GLOBAL = 256  # bytes of a global's module or name, and of a number in digits
 
 
 class Node:
@@ -26,7 +23,7 @@ class Node:
     def __init__(self, name: str, args: tuple[Any, ...] = ()):
         self.name = name  # "module.name"
         self.args = args
-        self.items: dict[Any, Any] = {}  # set by SETITEMS
+        self.items: dict[str, Any] = {}  # set by SETITEMS and APPENDS
         self.state: Any = None  # set by BUILD
 
 
@@ -42,15 +39,79 @@ class Persistent:
 class Parsed(NamedTuple):
     """The content of a pickle."""
 
-    tree: Any  # the pickled value, with `Node` and `Persistent` for what a real unpickler would call or look up
+    # The pickled value, with `Node` and `Persistent` for what a real unpickler would call or look up. Sets are lists,
+    # bytes are views of the data, and the keys of dicts are strings.
+    tree: Any
     end: int  # where the pickle ends in the data
     persistents: list[Persistent]  # every `Persistent` of the tree
     comment: str  # a string that was pushed and dropped again, or "": the metadata of our `.pdparams` files
 
 
-class _Global(str):
+class Global(str):
     """A global a pickle names, as "module.name"."""
 
+
+# ------------------------------------------------------------------------------------------------------------- globals
+# A class, of whatever library, makes an inert node. A function might do anything when another program loads the file,
+# so a pickle may call only those that make data, and those that libraries wrote for pickles to call. What runs code by
+# its nature may not even be named.
+
+_DATA = {
+    "builtins": "bool bytearray bytes complex dict float frozenset int list long object range set slice str tuple type "
+    "unicode xrange",
+    "_codecs": "encode",
+    "array": "array _array_reconstructor",
+    "collections": "defaultdict deque",
+    "copyreg": "_reconstructor __newobj__ __newobj_ex__",
+    "datetime": "date datetime time timedelta timezone",
+    "functools": "partial",
+    "itertools": "chain count cycle repeat",
+    "logging": "getLogger",
+    "numpy": "dtype ndarray",
+    "numpy.core.multiarray": "scalar",
+    "numpy.core.numeric": "_frombuffer",
+    "re": "_compile",
+    "time": "struct_time",
+    "torch": "device dtype finfo iinfo layout memory_format qscheme",
+    "torch.jit._pickle": "build_intlist build_boollist build_doublelist build_tensorlist restore_type_tag",
+    "torch.serialization": "_get_layout",
+    "zoneinfo.ZoneInfo": "_unpickle",
+}
+_MAKES_DATA = {f"{module}.{name}" for module, names in _DATA.items() for name in names.split()}
+_CLASS = re.compile(r"_*[A-Z]\w*")
+_FOR_PICKLES = re.compile(r"_(rebuild|reconstruct|mareconstruct|unpickle|new)(_\w+)?|__\w+_ctor")
+_MODULES_RUN_CODE = (
+    "os nt posix subprocess sys importlib imp zipimport runpy pty ctypes _ctypes code codeop commands popen2 shutil "
+    "multiprocessing threading _thread socket webbrowser pickle _pickle cPickle marshal pdb bdb pydoc pip timeit "
+    "cProfile profile trace"
+)
+_THEIR_NAMES_ELSEWHERE = "os nt posix subprocess sys importlib builtins __builtins__ __globals__"
+_FUNCTIONS_RUN_CODE = "eval exec execfile system popen breakpoint FunctionType CodeType __import__ __subclasses__"
+
+
+def may_name(name: str) -> bool:
+    """Whether a checkpoint may name a global, "module.name"."""
+    first, *others = name.split(".")
+    runs_code = first in _MODULES_RUN_CODE.split() or others[-1] in _FUNCTIONS_RUN_CODE.split()
+    return first == "__torch__" or not (runs_code or set(_THEIR_NAMES_ELSEWHERE.split()) & set(others))
+
+
+def may_call(name: str) -> bool:
+    """Whether a checkpoint may call a global that it may name."""
+    last = name.rpartition(".")[2]
+    by_its_name = name.startswith("__torch__.") or _CLASS.fullmatch(last) or _FOR_PICKLES.fullmatch(last)
+    return bool(by_its_name) or modern(name) in _MAKES_DATA
+
+
+def modern(name: str) -> str:
+    """A global's name, as Python 3 and NumPy 1 call it."""
+    for old, new in (("__builtin__.", "builtins."), ("copy_reg.", "copyreg."), ("numpy._core.", "numpy.core.")):
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
+# ------------------------------------------------------------------------------------------------------------- opcodes
 
 _MARK = object()
 _FIXED = {  # opcodes followed by one number: struct format, bytes
@@ -59,36 +120,42 @@ _FIXED = {  # opcodes followed by one number: struct format, bytes
     ord("M"): ("<H", 2),
     ord("G"): (">d", 8),
 }
-_SIZED = {  # opcodes followed by a length and that many bytes: format of the length, its bytes, text or not
-    ord("X"): ("<I", 4, True),
-    0x8C: ("<B", 1, True),
-    0x8D: ("<Q", 8, True),
-    ord("C"): ("<B", 1, False),
-    ord("B"): ("<I", 4, False),
-    0x8E: ("<Q", 8, False),
+_SIZED: dict[
+    int, tuple[str, int, str]
+] = {  # opcodes followed by a length and bytes: length's format and size, encoding
+    ord("X"): ("<I", 4, "utf-8"),
+    0x8C: ("<B", 1, "utf-8"),
+    0x8D: ("<Q", 8, "utf-8"),
+    ord("T"): ("<I", 4, "latin1"),  # Python 2's strings
+    ord("U"): ("<B", 1, "latin1"),
+    ord("C"): ("<B", 1, ""),
+    ord("B"): ("<I", 4, ""),
+    0x8E: ("<Q", 8, ""),
+    0x96: ("<Q", 8, ""),
 }
 _CONSTANTS = {ord("N"): None, 0x88: True, 0x89: False}
-_EMPTY = {ord("}"): dict, ord("]"): list, ord(")"): tuple}
+_EMPTY = {ord("}"): dict, ord("]"): list, ord(")"): tuple, 0x8F: list}
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
+_MARKED: dict[int, Callable[[list[Any]], Any]] = {ord("t"): tuple, ord("l"): list, 0x91: list}
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
 
-def parse(data: Any, allowed: Callable[[str], bool], source: str) -> Parsed:
+def parse(data: Any, source: str) -> Parsed:
     """Reads the pickle at the start of `data`.
 
     Args:
         data: a bytes-like object. Byte strings of the result are views of it, not copies.
-        allowed: function that tells whether the pickle may name a global, "module.name".
         source: path of the file, for messages.
 
     Returns:
         The content of the pickle, and where it ends.
 
     Raises:
-        CheckpointError: if the pickle is damaged, uses an opcode checkpoints do not need, or names a global that is
-            not allowed.
+        CheckpointError: if the pickle is damaged, uses an opcode checkpoints do not need, or names what could run code.
     """
     try:
-        return _Parser(memoryview(data), allowed, source).run()
+        return _Parser(memoryview(data), source).run()
     except CheckpointError:
         raise
     except (AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
@@ -98,13 +165,13 @@ def parse(data: Any, allowed: Callable[[str], bool], source: str) -> Parsed:
 class _Parser:
     """The stack machine of pickle, which makes a `Node` of each call."""
 
-    def __init__(self, data: memoryview, allowed: Callable[[str], bool], source: str):
+    def __init__(self, data: memoryview, source: str):
         self.data = data
-        self.allowed = allowed
         self.source = source
         self.position = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.globals: dict[str, Global] = {}
         self.persistents: list[Persistent] = []
         self.comment = ""
 
@@ -115,6 +182,32 @@ class _Parser:
                 return Parsed(self.stack.pop(), self.position, self.persistents, self.comment)
             self.step(opcode)
         raise CheckpointError(f"{self.source} is not a checkpoint: its pickle has more than {MAX_OPCODES:,} opcodes")
+
+    def step(self, opcode: int) -> None:
+        stack = self.stack
+        if opcode in _FIXED:
+            stack.append(self.number(*_FIXED[opcode]))
+        elif opcode in _SIZED:
+            layout, size, encoding = _SIZED[opcode]
+            content = self.take(self.number(layout, size))
+            stack.append(str(content, encoding, "surrogatepass") if encoding else content)
+        elif opcode in _CONSTANTS:
+            stack.append(_CONSTANTS[opcode])
+        elif opcode in _EMPTY:
+            stack.append(_EMPTY[opcode]())
+        elif opcode in _TUPLES:
+            count = _TUPLES[opcode]
+            stack[-count:] = [tuple(stack[len(stack) - count :])]
+        elif opcode in _MARKED:
+            stack.append(_MARKED[opcode](self.pop_to_mark()))
+        elif opcode in _ACTIONS:
+            _ACTIONS[opcode](self)
+        else:
+            raise CheckpointError(
+                f"{self.source} is refused: its pickle uses opcode {opcode:#04x}, which no checkpoint needs"
+            )
+
+    # Bytes, and what is made of them.
 
     def take(self, count: int) -> memoryview:
         end = self.position + count
@@ -127,10 +220,48 @@ class _Parser:
     def number(self, layout: str, size: int) -> Any:
         return struct.unpack(layout, self.take(size))[0]
 
-    def line(self) -> str:
-        start = self.position
-        end = bytes(self.data[start : start + _MAX_GLOBAL]).index(b"\n")
-        return str(self.take(end + 1)[:end], "utf-8")
+    def line(self, limit: int = _MAX_GLOBAL) -> bytes:
+        """The bytes to the next newline, and moves behind it."""
+        size = min(limit, _MAX_GLOBAL)
+        while True:
+            line, newline, _ = bytes(self.data[self.position : self.position + size]).partition(b"\n")
+            if newline:
+                self.position += len(line) + 1
+                return line
+            if size >= min(limit, len(self.data) - self.position):
+                raise ValueError("a line does not end")
+            size *= 2
+
+    def read_integer(self) -> None:
+        line = self.line()
+        self.stack.append(bool(int(line)) if line in (b"00", b"01") else int(line.rstrip(b"L")))
+
+    def read_float(self) -> None:
+        self.stack.append(float(self.line()))
+
+    def read_long(self, layout: str, size: int) -> None:
+        self.stack.append(int.from_bytes(self.take(self.number(layout, size)), "little", signed=True))
+
+    def read_quoted(self) -> None:
+        """A string of Python 2, as its `repr` wrote it."""
+        quoted = str(self.line(len(self.data)), "latin1")
+        if len(quoted) < 2 or quoted[0] != quoted[-1] or quoted[0] not in "'\"":
+            raise ValueError("a string has no quotes")
+
+        def character(match: re.Match[str]) -> str:
+            code = match[1]
+            return chr(int(code[1:], 16)) if len(code) == 3 else _ESCAPED.get(code, code)
+
+        self.stack.append(_ESCAPE.sub(character, quoted[1:-1]))
+
+    def read_text(self) -> None:
+        self.stack.append(str(self.line(len(self.data)), "raw-unicode-escape"))
+
+    def skip_protocol(self) -> None:
+        if self.number("<B", 1) > 5:
+            raise ValueError("its protocol is newer than 5")
+
+    # Containers.
 
     def pop_to_mark(self) -> list[Any]:
         popped = []
@@ -138,147 +269,182 @@ class _Parser:
             popped.append(value)
         return popped[::-1]
 
-    def find_global(self, module: str, name: str) -> _Global:
-        found = _Global(f"{module}.{name}")
-        if not self.allowed(found):
-            raise CheckpointError(
-                f"{self.source} is refused: its pickle names {found}, which a checkpoint of weights does not need "
-                "and which could run code. Re-save only the state dict, from a program you trust"
-            )
-        return found
+    def append(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Node):
+            target.items.update((str(index), value) for index, value in enumerate(values, len(target.items)))
+        else:
+            target.extend(values)
+
+    def append_one(self) -> None:
+        self.append([self.stack.pop()])
+
+    def make_dict(self) -> None:
+        values = self.pop_to_mark()
+        self.stack.append({})
+        self.set_items(zip(values[::2], values[1::2]))
 
     def set_items(self, pairs: Iterable[tuple[Any, Any]]) -> None:
-        target = self.stack[-1]
-        target = target.items if isinstance(target, Node) else target
+        target = self.stack[-1].items if isinstance(self.stack[-1], Node) else self.stack[-1]
+        if not isinstance(target, dict):
+            raise ValueError("it puts items into what is no dict")
         for key, value in pairs:
-            if not isinstance(key, (str, int)):
-                raise ValueError("a dict key is neither a string nor a number")
-            target[key] = value
+            name = _in_words(key)
+            target[name if name not in target else f"{name[:64]} {len(target)}"] = value
 
-    def step(self, opcode: int) -> None:
-        stack = self.stack
-        if opcode in _FIXED:
-            stack.append(self.number(*_FIXED[opcode]))
-        elif opcode in _SIZED:
-            layout, size, text = _SIZED[opcode]
-            content = self.take(self.number(layout, size))
-            stack.append(str(content, "utf-8", "surrogatepass") if text else content)
-        elif opcode in _CONSTANTS:
-            stack.append(_CONSTANTS[opcode])
-        elif opcode in _EMPTY:
-            stack.append(_EMPTY[opcode]())
-        elif opcode in _TUPLES:
-            count = _TUPLES[opcode]
-            stack[-count:] = [tuple(stack[len(stack) - count :])]
-        elif opcode == 0x8A:  # LONG1
-            stack.append(int.from_bytes(self.take(self.number("<B", 1)), "little", signed=True))
-        elif opcode == ord("("):  # MARK
-            stack.append(_MARK)
-        elif opcode == ord("t"):  # TUPLE
-            stack.append(tuple(self.pop_to_mark()))
-        elif opcode == ord("a"):  # APPEND
-            value = stack.pop()
-            stack[-1].append(value)
-        elif opcode == ord("e"):  # APPENDS
-            values = self.pop_to_mark()
-            stack[-1].extend(values)
-        elif opcode == ord("s"):  # SETITEM
-            value, key = stack.pop(), stack.pop()
-            self.set_items([(key, value)])
-        elif opcode == ord("u"):  # SETITEMS
-            values = self.pop_to_mark()
-            self.set_items(zip(values[::2], values[1::2]))
-        elif opcode == ord("c"):  # GLOBAL
-            stack.append(self.find_global(self.line(), self.line()))
-        elif opcode == 0x93:  # STACK_GLOBAL
-            name, module = stack.pop(), stack.pop()
-            stack.append(self.find_global(module, name))
-        elif opcode in (ord("R"), 0x81):  # REDUCE, NEWOBJ
-            args, function = stack.pop(), stack.pop()
-            if not isinstance(function, _Global) or not isinstance(args, tuple):
-                raise ValueError("it calls something that is not a named function")
-            stack.append(Node(str(function), args))
-        elif opcode == ord("b"):  # BUILD
-            state = stack.pop()
-            if isinstance(stack[-1], Node):
-                stack[-1].state = state
-        elif opcode == ord("0"):  # POP
-            dropped = stack.pop()
-            self.comment = dropped if isinstance(dropped, str) else self.comment
-        elif opcode == ord("Q"):  # BINPERSID
-            stack.append(Persistent(stack.pop()))
-            self.persistents.append(stack[-1])
-        elif opcode == ord("q"):  # BINPUT
-            self.memo[self.number("<B", 1)] = stack[-1]
-        elif opcode == ord("r"):  # LONG_BINPUT
-            self.memo[self.number("<I", 4)] = stack[-1]
-        elif opcode == 0x94:  # MEMOIZE
-            self.memo[len(self.memo)] = stack[-1]
-        elif opcode == ord("h"):  # BINGET
-            stack.append(self.memo[self.number("<B", 1)])
-        elif opcode == ord("j"):  # LONG_BINGET
-            stack.append(self.memo[self.number("<I", 4)])
-        elif opcode == 0x80:  # PROTO
-            if self.number("<B", 1) > 5:
-                raise ValueError("its protocol is newer than 5")
-        elif opcode == 0x95:  # FRAME: a hint for buffering
-            self.take(8)
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([(key, value)])
+
+    def set_many(self) -> None:
+        values = self.pop_to_mark()
+        self.set_items(zip(values[::2], values[1::2]))
+
+    # Globals and objects.
+
+    def find_global(self, name: str) -> Global:
+        if name not in self.globals:
+            if not may_name(name):
+                raise self.refusal(name)
+            self.globals[name] = Global(name)
+        return self.globals[name]
+
+    def refusal(self, name: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.source} is refused: its pickle names {name}, which a checkpoint of weights does not need "
+            "and which could run code. Re-save only the state dict, from a program you trust"
+        )
+
+    def push_global(self) -> None:
+        module, name = str(self.line(), "utf-8"), str(self.line(), "utf-8")
+        self.stack.append(self.find_global(f"{module}.{name}"))
+
+    def stack_global(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str) or max(len(name), len(module)) > _MAX_GLOBAL:
+            raise ValueError("a global's name is no short text")
+        self.stack.append(self.find_global(f"{module}.{name}"))
+
+    def call(self, function: Any, args: Any) -> None:
+        """Pushes what a function, or a class that could be one, would return."""
+        if not isinstance(args, tuple):
+            raise ValueError("arguments are no tuple")
+        if isinstance(function, Node):
+            raise self.refusal(function.name)
+        if isinstance(function, Global) and modern(function) == "builtins.getattr" and len(args) == 2:
+            self.get_attribute(*args)
+        elif isinstance(function, Global) and not may_call(function):
+            raise self.refusal(function)
         else:
-            raise CheckpointError(
-                f"{self.source} is refused: its pickle uses opcode {opcode:#04x}, which no checkpoint needs"
-            )
+            self.make(function, args)
+
+    def make(self, made: Any, args: Any) -> None:
+        """Pushes the node of an object of a class."""
+        if isinstance(made, Persistent) and isinstance(made.id, tuple) and len(made.id) > 1:
+            made = made.id[1]  # a module's class with its source, in PyTorch's format before 1.6
+        if not isinstance(made, Global) or not isinstance(args, tuple):
+            raise ValueError("it calls something that is not a named function")
+        self.stack.append(Node(str(made), args))
+
+    def get_attribute(self, value: Any, name: Any) -> None:
+        """Protocols before 4 name a class within a class, and a method of an object, by `getattr`."""
+        if not isinstance(name, str) or len(name) > _MAX_GLOBAL or not may_name(f".{name}"):
+            raise self.refusal("builtins.getattr")
+        if isinstance(value, Global):
+            if len(value) > 2 * _MAX_GLOBAL:
+                raise ValueError("a global's name is too long")
+            self.stack.append(self.find_global(f"{value}.{name}"))
+        else:
+            self.stack.append(Node("builtins.getattr", (value, name)))
+
+    def reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        self.call(function, args)
+
+    def new_object(self) -> None:
+        args, made = self.stack.pop(), self.stack.pop()
+        self.make(made, args)
+
+    def new_object_with_keywords(self) -> None:
+        _keywords, args, made = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        self.make(made, args)
+
+    def instance(self) -> None:
+        self.push_global()
+        function = self.stack.pop()
+        self.call(function, tuple(self.pop_to_mark()))
+
+    def marked_object(self) -> None:
+        function, *args = self.pop_to_mark()
+        self.call(function, tuple(args))
+
+    def build(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Node):
+            self.stack[-1].state = state
+
+    def pop(self) -> None:
+        dropped = self.stack.pop()
+        self.comment = dropped if isinstance(dropped, str) else self.comment
+
+    def push_persistent(self, id: Any) -> None:
+        self.stack.append(Persistent(id))
+        self.persistents.append(self.stack[-1])
+
+    def memo_index(self) -> int:
+        index = int(self.line())
+        if not 0 <= index < 1 << 32:
+            raise ValueError("a number of the memo is too large")
+        return index
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
 
 
-# ------------------------------------------------------------------------------------------------------ trees to arrays
+_ACTIONS: dict[int, Callable[[_Parser], Any]] = {
+    ord("("): lambda parser: parser.stack.append(_MARK),
+    ord("0"): _Parser.pop,
+    ord("1"): _Parser.pop_to_mark,
+    ord("2"): lambda parser: parser.stack.append(parser.stack[-1]),
+    ord("I"): _Parser.read_integer,
+    ord("L"): _Parser.read_integer,
+    0x8A: lambda parser: parser.read_long("<B", 1),
+    0x8B: lambda parser: parser.read_long("<I", 4),
+    ord("F"): _Parser.read_float,
+    ord("S"): _Parser.read_quoted,
+    ord("V"): _Parser.read_text,
+    ord("a"): _Parser.append_one,
+    ord("e"): lambda parser: parser.append(parser.pop_to_mark()),
+    0x90: lambda parser: parser.append(parser.pop_to_mark()),
+    ord("d"): _Parser.make_dict,
+    ord("s"): _Parser.set_item,
+    ord("u"): _Parser.set_many,
+    ord("c"): _Parser.push_global,
+    0x93: _Parser.stack_global,
+    ord("R"): _Parser.reduce,
+    0x81: _Parser.new_object,
+    0x92: _Parser.new_object_with_keywords,
+    ord("i"): _Parser.instance,
+    ord("o"): _Parser.marked_object,
+    ord("b"): _Parser.build,
+    ord("P"): lambda parser: parser.push_persistent(str(parser.line(), "utf-8")),
+    ord("Q"): lambda parser: parser.push_persistent(parser.stack.pop()),
+    ord("q"): lambda parser: parser.put(parser.number("<B", 1)),
+    ord("r"): lambda parser: parser.put(parser.number("<I", 4)),
+    ord("p"): lambda parser: parser.put(parser.memo_index()),
+    0x94: lambda parser: parser.put(len(parser.memo)),
+    ord("h"): lambda parser: parser.stack.append(parser.memo[parser.number("<B", 1)]),
+    ord("j"): lambda parser: parser.stack.append(parser.memo[parser.number("<I", 4)]),
+    ord("g"): lambda parser: parser.stack.append(parser.memo[parser.memo_index()]),
+    0x80: _Parser.skip_protocol,
+    0x95: lambda parser: parser.take(8),  # FRAME: a hint for buffering
+}
 
 
-def flatten(
-    path: str, tree: Any, tensor: Callable[[Node], Optional[np.ndarray]], tensors: dict[str, np.ndarray]
-) -> None:
-    """Puts the arrays of a tree of dicts, lists and nodes into `tensors`, by dotted name.
-
-    Args:
-        path: path of the file, for messages.
-        tree: the value of a pickle.
-        tensor: function returning the array a node stands for, or None.
-        tensors: dict that receives the arrays.
-
-    Raises:
-        CheckpointError: if the tree is too deep or too large, names an array twice, or has a damaged one.
-    """
-    visits = 0
-
-    def visit(name: str, value: Any, depth: int) -> None:
-        nonlocal visits
-        visits += 1
-        if depth > _MAX_DEPTH or visits > 10 * _MAX_TENSORS or len(tensors) > _MAX_TENSORS or len(name) > _MAX_NAME:
-            raise CheckpointError(f"{path} is not a checkpoint: its contents are nested too deeply or too many")
-        if isinstance(value, Node):
-            array = tensor(value)
-            if array is not None:
-                if name in tensors:
-                    raise CheckpointError(f"{path} is not a checkpoint: it names {name} twice")
-                tensors[name] = array
-                return
-            value = value.state if isinstance(value.state, dict) and not value.items else value.items
-        if isinstance(value, (list, tuple)):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            for key, child in value.items():
-                if isinstance(child, (Node, dict, list, tuple)):
-                    key = str(key)[: _MAX_NAME + 1]  # `visit` refuses longer keys
-                    visit(f"{name}.{key}" if name else key, child, depth + 1)
-
-    try:
-        visit("", tree, 0)
-    except CheckpointError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-
-
-def add_metadata(checkpoint: Checkpoint, text: Union[str, bytes]) -> None:
-    """Adds the JSON object in a text to a checkpoint's metadata; other texts are not ours and are ignored."""
-    with contextlib.suppress(ValueError, RecursionError):
-        metadata = json.loads(text)
-        checkpoint.metadata.update(metadata if isinstance(metadata, dict) else {})
+def _in_words(key: Any) -> str:
+    """The name of a dict's key. Numbers are texts too: a file could choose numbers that Python's hashes collide."""
+    if isinstance(key, str):
+        return key
+    if key is None or isinstance(key, (bool, float)) or (isinstance(key, int) and abs(key) < 1 << 63):
+        return str(key)
+    return type(key).__name__

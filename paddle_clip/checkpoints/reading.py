@@ -3,27 +3,16 @@
 import json
 import math
 import os
-import struct
 from typing import Any, Optional
 
 import numpy as np
 
-from ..errors import CheckpointError
-from . import pickles, torch_files
+from ..errors import CheckpointError, listed
+from . import pickles, torch_files, trees
 from .casting import BFLOAT16, SAFETENSORS_DTYPES, cast
-from .files import DOWNLOAD_AGAIN, MAX_DIRECTORY, Checkpoint, MappedFile, StrPath, dozen
+from .files import DOWNLOAD_AGAIN, MAX_DIRECTORY, Checkpoint, MappedFile, StrPath
 
-_RECONSTRUCT = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
-_TUPLE = {"builtins.tuple", "__builtin__.tuple"}
-_NUMPY_GLOBALS = {
-    *_RECONSTRUCT,
-    *_TUPLE,
-    "numpy.ndarray",
-    "numpy.dtype",
-    "collections.OrderedDict",
-    "_codecs.encode",
-}
-_NUMPY_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "b1"}
+_PAIR = {"builtins.tuple", "__builtin__.tuple"}
 _MAX_SHARDS = 1000
 # What Hugging Face, open_clip and PaddleNLP call the weights in a model's folder; the first that is there is read.
 _WEIGHTS = (
@@ -53,11 +42,11 @@ def find_weights(path: StrPath) -> str:
     if not found:
         raise CheckpointError(
             f"{path} holds no weights: expected {', '.join(_WEIGHTS[:-1])} or {_WEIGHTS[-1]}, found "
-            f"{dozen(names) or 'nothing'}. If one of them is a checkpoint, give its path"
+            f"{listed(names) or 'nothing'}. If one of them is a checkpoint, give its path"
         )
     first, *others = (os.path.join(path, name) for name in found)
     if any(not _holds_same_model(first, other) for other in others):
-        raise CheckpointError(f"{path} holds several models: {dozen(found)}; give the path of one of them")
+        raise CheckpointError(f"{path} holds several models: {listed(found)}; give the path of one of them")
     return first
 
 
@@ -140,26 +129,22 @@ def _fits_safetensors(data: memoryview) -> bool:
 
 
 def _read_pickle(mapped: MappedFile) -> Checkpoint:
-    parsed = pickles.parse(mapped.data, _NUMPY_GLOBALS.__contains__, mapped.path)
+    parsed = pickles.parse(mapped.data, mapped.path)
     checkpoint = Checkpoint("Paddle state dict")
-    pickles.flatten(mapped.path, parsed.tree, _numpy_array, checkpoint)
+    trees.flatten(mapped.path, parsed.tree, _numpy_array, checkpoint, len(mapped.data))
     if parsed.comment:
-        pickles.add_metadata(checkpoint, parsed.comment)
+        trees.add_metadata(checkpoint, parsed.comment)
     return checkpoint
 
 
 def _numpy_array(node: pickles.Node) -> Optional[np.ndarray]:
-    if node.name in _TUPLE:  # paddle.save's (name, array) pair
-        return _numpy_array(node.args[0][1])
-    if node.name not in _RECONSTRUCT:
-        return None
-    _version, shape, dtype, fortran, content = node.state
-    if isinstance(content, pickles.Node) and content.name == "_codecs.encode":  # bytes in pickle protocol 2
-        content = content.args[0].encode("latin1")
-    code, order = dtype.args[0], dtype.state[1]
-    if dtype.name != "numpy.dtype" or code not in _NUMPY_DTYPES or order not in "<|":
-        raise ValueError(f"an array has dtype {order}{code}")
-    return np.frombuffer(content, np.dtype(order + code)).reshape(shape, order="F" if fortran else "C")
+    if node.name not in _PAIR:
+        return trees.numpy_array(node)
+    _name, array = node.args[0]  # paddle.save's (name, array) pair
+    found = trees.numpy_array(array) if isinstance(array, pickles.Node) else None
+    if found is None:
+        raise ValueError("a pair of a name and an array has no array")
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------- safetensors
@@ -168,26 +153,42 @@ def _numpy_array(node: pickles.Node) -> Optional[np.ndarray]:
 def _read_safetensors(mapped: MappedFile) -> Checkpoint:
     path, data, checkpoint = mapped.path, mapped.data, Checkpoint("safetensors file")
     try:
-        (size,) = struct.unpack("<Q", data[:8])
-        if size > min(len(data) - 8, MAX_DIRECTORY):
-            raise ValueError(f"its header claims {size:,} bytes")
-        header = json.loads(bytes(data[8 : 8 + size]), object_pairs_hook=_once)
-        content, end_of_last = data[8 + size :], 0
-        checkpoint.metadata.update(header.pop("__metadata__", {}))
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            start, end = entry["data_offsets"]
-            if entry["dtype"] not in SAFETENSORS_DTYPES:
+        header, content = _header(data)
+        end_of_last = 0
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are no texts")
+        checkpoint.metadata.update(metadata)
+        entries = [(trees.sizes(entry["data_offsets"]), name, entry) for name, entry in header.items()]
+        for (start, end), name, entry in sorted(entries, key=lambda item: item[0]):
+            if not isinstance(entry["dtype"], str) or entry["dtype"] not in SAFETENSORS_DTYPES:
                 raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}; re-save it as F32, F16 or BF16")
-            dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
+            dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], trees.sizes(entry["shape"])
             if not end_of_last <= start <= end <= len(content) or math.prod(shape) * dtype.itemsize != end - start:
                 raise ValueError(f"{name} is out of bounds or overlaps another")
-            checkpoint[name] = np.frombuffer(content[start:end], dtype).reshape(shape)
+            checkpoint[trees.require_name(name)] = np.frombuffer(content[start:end], dtype).reshape(shape)
             end_of_last = end
     except CheckpointError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a damaged or truncated .safetensors file ({error!r})") from None
     return checkpoint
+
+
+def _header(data: memoryview) -> tuple[dict[str, Any], memoryview]:
+    """The header of a safetensors file, and the bytes of its tensors."""
+    size = int.from_bytes(data[:8], "little")
+    if size > min(len(data) - 8, MAX_DIRECTORY):
+        raise ValueError(f"its header claims {size:,} bytes")
+    header = json.loads(bytes(data[8 : 8 + size]), object_pairs_hook=_once, parse_int=_integer, parse_float=_integer)
+    return header, data[8 + size :]
+
+
+def _integer(text: str) -> int:
+    """A whole number of a header; Python would take time in the square of its length."""
+    if len(text) > 20:
+        raise ValueError(f"a number has {len(text)} characters")
+    return int(text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def _read_index(mapped: MappedFile) -> Checkpoint:
         shard = _read_one(shard_file)
         wrong = shard.keys() ^ {name for name, place in places.items() if place == file}
         if wrong:
-            raise CheckpointError(f"{path}: {file} does not hold what the index says: {dozen(sorted(wrong))}")
+            raise CheckpointError(f"{path}: {file} does not hold what the index says: {listed(sorted(wrong))}")
         checkpoint.kind = f"sharded {shard.kind}"
         checkpoint.update(shard)
         checkpoint.metadata.update(shard.metadata)

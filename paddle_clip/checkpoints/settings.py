@@ -11,8 +11,8 @@ from collections.abc import Container, Mapping
 from typing import Any, NamedTuple, Optional
 
 from ..config import ACTIVATIONS, INTERPOLATIONS, MEAN, RESIZE_MODES, STD, CLIPConfig, Preprocessing
-from ..errors import CheckpointError
-from .files import TORCHSCRIPT, Checkpoint, brief, dozen
+from ..errors import CheckpointError, listed
+from .files import TORCHSCRIPT, Checkpoint, brief
 
 # Files beside a checkpoint that are read.
 FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
@@ -209,7 +209,7 @@ class _Sheet:
             )
         if self.unknown:
             warnings.warn(
-                f"{self.source}: {self.file} has settings that are not known here: {dozen(self.unknown)}. They are "
+                f"{self.source}: {self.file} has settings that are not known here: {listed(self.unknown)}. They are "
                 "ignored; if one of them changes what the model computes, results are wrong",
                 stacklevel=2,
             )
