@@ -224,7 +224,11 @@ def from_checkpoint(
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     config = config_from_shapes(shapes, source)
     require_same_tensors(parameter_shapes(config), shapes, source, HINT)
-    integers = [name for name, array in arrays.items() if array.dtype.kind != "f" and array.dtype != BFLOAT16]
+    integers = [
+        f"{name} is {dtype_name(array.dtype)}"
+        for name, array in arrays.items()
+        if array.dtype.kind != "f" and array.dtype != BFLOAT16
+    ]
     if integers:
         raise CheckpointError(f"{source}: weights must be floating-point numbers: {listed(integers)}. {HINT}")
     told = settings_of(activation, tensors, config, dialect.name, dialect.activation, source)

@@ -68,6 +68,7 @@ _DATA = {
     "itertools": "chain count cycle repeat",
     "logging": "getLogger",
     "numpy": "dtype ndarray",
+    "operator": "itemgetter",
     "numpy.core.multiarray": "scalar",
     "numpy.core.numeric": "_frombuffer",
     "re": "_compile",
@@ -79,7 +80,7 @@ _DATA = {
 }
 _MAKES_DATA = {f"{module}.{name}" for module, names in _DATA.items() for name in names.split()}
 _CLASS = re.compile(r"_*[A-Z]\w*")
-_FOR_PICKLES = re.compile(r"_(rebuild|reconstruct|mareconstruct|unpickle|new)(_\w+)?|__\w+_ctor")
+_FOR_PICKLES = re.compile(r"_(rebuild|reconstruct|mareconstruct|unpickle|new)(_\w+)?|__\w+_ctor|__pyx_unpickle_\w+")
 _MODULES_RUN_CODE = (
     "os nt posix subprocess sys importlib imp zipimport runpy pty ctypes _ctypes code codeop commands popen2 shutil "
     "multiprocessing threading _thread socket webbrowser pickle _pickle cPickle marshal pdb bdb pydoc pip timeit "
@@ -233,8 +234,11 @@ class _Parser:
             size *= 2
 
     def read_integer(self) -> None:
-        line = self.line()
-        self.stack.append(bool(int(line)) if line in (b"00", b"01") else int(line.rstrip(b"L")))
+        line = self.line(len(self.data))
+        if len(line) > _MAX_GLOBAL:  # it stays a text: Python would take time in the square of its length
+            self.stack.append(str(line, "latin1"))
+        else:
+            self.stack.append(bool(int(line)) if line in (b"00", b"01") else int(line.rstrip(b"L")))
 
     def read_float(self) -> None:
         self.stack.append(float(self.line()))
@@ -330,8 +334,11 @@ class _Parser:
         if not isinstance(args, tuple):
             raise ValueError("arguments are no tuple")
         if isinstance(function, Node):
-            raise self.refusal(function.name)
-        if isinstance(function, Global) and modern(function) == "builtins.getattr" and len(args) == 2:
+            made = function.args[0] if function.name == "functools.partial" and function.args else None
+            if not isinstance(made, Global) or not made.endswith(".__new__"):  # `__newobj_ex__` in protocols 2 and 3
+                raise self.refusal(function.name)
+            self.make(made, args)
+        elif isinstance(function, Global) and modern(function) == "builtins.getattr" and len(args) == 2:
             self.get_attribute(*args)
         elif isinstance(function, Global) and not may_call(function):
             raise self.refusal(function)

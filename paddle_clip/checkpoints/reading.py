@@ -161,9 +161,9 @@ def _read_safetensors(mapped: MappedFile) -> Checkpoint:
         checkpoint.metadata.update(metadata)
         entries = [(trees.sizes(entry["data_offsets"]), name, entry) for name, entry in header.items()]
         for (start, end), name, entry in sorted(entries, key=lambda item: item[0]):
-            if not isinstance(entry["dtype"], str) or entry["dtype"] not in SAFETENSORS_DTYPES:
+            dtype, shape = SAFETENSORS_DTYPES.get(str(entry["dtype"])), trees.sizes(entry["shape"])
+            if dtype is None:
                 raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}; re-save it as F32, F16 or BF16")
-            dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], trees.sizes(entry["shape"])
             if not end_of_last <= start <= end <= len(content) or math.prod(shape) * dtype.itemsize != end - start:
                 raise ValueError(f"{name} is out of bounds or overlaps another")
             checkpoint[trees.require_name(name)] = np.frombuffer(content[start:end], dtype).reshape(shape)

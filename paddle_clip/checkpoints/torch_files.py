@@ -122,8 +122,8 @@ def _tensor_maker(path: str, storages: dict[str, memoryview]) -> Callable[[pickl
         if not _is_storage(node):
             raise CheckpointError(f"{path} is damaged: a tensor refers to something that is not a storage")
         _, kind, key, _location, count = node.id[:5]
-        if kind not in TORCH_DTYPES:
-            raise ValueError(f"a tensor is stored as {kind}")
+        if kind not in TORCH_DTYPES or key not in storages:
+            raise ValueError(f"a tensor lies in a storage that is not there, {key[:100]!r} of {kind[:100]}")
         dtype = TORCH_DTYPES[kind]
         if len(storages[key]) != count * dtype.itemsize:
             raise CheckpointError(

@@ -19,7 +19,8 @@ _MAX_NAME = 1000  # characters of a tensor's name
 # Tensors may share bytes: tied weights, or a Lightning file that holds its model twice. Without a bound, a file of 5 MB
 # described a model of 25 GB.
 _MAX_SHARING = 8  # bytes of all tensors for each byte of their file
-_FREE = 1 << 20  # bytes of tensors that any file may describe
+_FREE = 1 << 16  # bytes of tensors that any file may describe
+_OWN = 64  # bytes of a file that a tensor takes at least, beside its numbers
 _MAX_AXES = 32  # NumPy 1's limit
 _UNPRINTABLE = re.compile(r"[\0-\x1f\x7f\ud800-\udfff]")
 
@@ -52,7 +53,7 @@ def flatten(
 
     def add(name: str, array: np.ndarray) -> None:
         nonlocal total
-        total += array.nbytes
+        total += array.nbytes + _OWN
         if total > _MAX_SHARING * size + _FREE:
             raise CheckpointError(
                 f"{path} is refused: its tensors share their bytes, and would take over {_MAX_SHARING} times the "
@@ -165,9 +166,11 @@ def numpy_array(node: Node) -> Optional[np.ndarray]:
 def _array(dtype: Any, shape: Any, content: Any, order: Any = "C") -> np.ndarray:
     found = _numpy_dtype(dtype)
     if found is None:
-        return foreign("another dtype of NumPy")
+        return foreign("of another dtype of NumPy")
     if isinstance(content, Node) and content.name == "_codecs.encode":  # bytes in pickle protocol 2
         content = content.args[0]
+    elif isinstance(content, Node) and modern(content.name) == "builtins.bytes" and not content.args:
+        content = b""
     if isinstance(content, str):
         content = content.encode("latin1")
     return np.frombuffer(content, found).reshape(sizes(shape), order=order)
