@@ -1,16 +1,39 @@
 """PIL image -> model input: OpenAI's preprocessing, to the bit."""
 
+import io
+import math
 import os
+import struct
+import warnings
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .arrays import as_tensor
 from .config import INTERPOLATIONS, MEAN, RESIZE_MODES, STD
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+# Pixels of the resized picture up to which it is resized whole, as OpenAI's code does: 64 MB in four channels.
+_RESIZED_WHOLE = 1 << 24
+_BICUBIC_REACH = 3  # pixels on either side that a pixel of an enlarged picture depends on, with one to spare
+# What PIL raises for damaged files, beside its own errors.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def image_transform(
@@ -20,6 +43,7 @@ def image_transform(
     interpolation: str = INTERPOLATIONS[0],
     resize_mode: str = RESIZE_MODES[0],
     fill_color: int = 0,
+    exif: bool = False,
 ) -> "ImageTransform":
     """The preprocessing of a model whose images are `resolution` pixels wide and high (OpenAI's `_transform`).
 
@@ -33,17 +57,20 @@ def image_transform(
         resize_mode: "shortest" makes the short side R and crops the long one, "longest" makes the long side R and fills
             up the short one, "squash" makes both sides R, whatever their ratio (open_clip's names).
         fill_color: grey of what "longest" fills up, 0 to 255.
+        exif: whether a picture is turned as its EXIF orientation says. OpenAI's code does not turn it. The attribute
+            `exif` of what `load` returns can be set, too.
 
     Returns:
-        A callable taking a PIL image of any mode that PIL resizes and converts to RGB, the path of an image, or a uint8
-        array [H, W], [H, W, 3] or [H, W, 4], and returning a float32 Tensor [3, R, R]. It resizes the short side to R,
-        crops the centre, converts to RGB, scales to [0, 1] and normalises. An EXIF orientation is not
-        applied, as in OpenAI's code: use `PIL.ImageOps.exif_transpose` before it for that.
+        A callable taking a PIL image of any mode that PIL resizes and converts to RGB, the path of an image, the bytes
+        of its file, a file open for reading bytes, or a uint8 array [H, W], [H, W, 3] or [H, W, 4], and returning a
+        float32 Tensor [3, R, R]. It resizes the short side to R, crops the centre, converts to RGB, scales to [0, 1]
+        and normalises. Of an animation it takes the first frame. Pictures with numbers beyond 8 bits are cut off at 0
+        and 255, as in OpenAI's code, and a warning says so. It raises ValueError for what is no picture.
 
     Raises:
         ValueError: if the interpolation or the resize mode is unknown, or mean or std are not three numbers.
     """
-    return ImageTransform(resolution, mean, std, interpolation, resize_mode, fill_color)
+    return ImageTransform(resolution, mean, std, interpolation, resize_mode, fill_color, exif)
 
 
 class ImageTransform:
@@ -57,6 +84,7 @@ class ImageTransform:
         interpolation: str = INTERPOLATIONS[0],
         resize_mode: str = RESIZE_MODES[0],
         fill_color: int = 0,
+        exif: bool = False,
     ):
         if interpolation not in INTERPOLATIONS or resize_mode not in RESIZE_MODES:
             raise ValueError(
@@ -69,6 +97,7 @@ class ImageTransform:
         self.resample = _RESAMPLING[interpolation]
         self.resize_mode = resize_mode
         self.fill_color = fill_color
+        self.exif = exif
         # A pixel has 256 values: their normalised forms, computed in float32 as torchvision does, are looked up.
         scaled = np.arange(256, dtype=np.float32) / np.float32(255)  # [256]
         self._values = (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]  # [3, 256]
@@ -80,7 +109,9 @@ class ImageTransform:
         """The same as a numpy array, for worker threads: they need not touch Paddle."""
         if not self.resolution:
             raise ValueError("the model is a text tower alone and takes no images")
-        pixels = np.asarray(self._resize(open_image(image)))  # [R, R, 3]
+        picture = open_image(image, self.exif)
+        _warn_of_depth(picture)
+        pixels = np.asarray(self._resize(picture))  # [R, R, 3]
         return np.stack([self._values[channel][pixels[..., channel]] for channel in range(3)])  # [3, R, R]
 
     def _resize(self, image: Image.Image) -> Image.Image:
@@ -94,41 +125,108 @@ class ImageTransform:
         return resize_and_pad(image, self.resolution, self.resample, self.fill_color)
 
 
-def open_image(image: Any) -> Image.Image:
-    """The PIL image that an image, path or uint8 array is; raises ValueError if it is none."""
+def is_picture(value: Any) -> bool:
+    """Whether a value is one picture, whole: a PIL image, the bytes of a file, or an open file."""
+    return isinstance(value, (Image.Image, bytes, bytearray, memoryview)) or hasattr(value, "read")
+
+
+def open_image(image: Any, exif: bool = False) -> Image.Image:
+    """The PIL image that an image, path, file, its bytes or a uint8 array is; raises ValueError if it is none."""
     if isinstance(image, Image.Image):
-        return image
+        return _turned(image) if exif else image
     if isinstance(image, (str, os.PathLike)):
-        try:
-            opened = Image.open(image)
-            opened.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's on damaged files
-            raise ValueError(f"cannot read {image} as an image: {error}") from error
-        return opened
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        return _read(os.path.expanduser(image), f"{os.fspath(image):.300}", exif)
+    if isinstance(image, io.TextIOBase):
+        raise ValueError(f"{getattr(image, 'name', 'the file')} is open for reading text: open it with mode 'rb'")
+    if hasattr(image, "read"):
+        return _read(image, f"{getattr(image, 'name', None) or type(image).__name__}", exif)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _read(io.BytesIO(image), f"{len(image):,} {type(image).__name__}", exif)
+    array = np.asarray(image) if hasattr(image, "__array__") else None
+    if array is None or array.dtype != np.uint8 or not (array.ndim == 2 or array.shape[2:] in ((3,), (4,))):
+        found = type(image).__name__ if array is None else f"{array.dtype} {list(array.shape)}"
         raise ValueError(
-            f"an image is a PIL image, a path, or a uint8 array [H, W], [H, W, 3] or [H, W, 4]; found {array.dtype} "
-            f"{list(array.shape)}"
+            "an image is a PIL image, the bytes of a file or an open one, a path, or a uint8 array [H, W], [H, W, 3] "
+            f"or [H, W, 4]; found {found}"
         )
     return Image.fromarray(array)
+
+
+def _read(file: Any, name: str, exif: bool) -> Image.Image:
+    """The first picture of a file, read to its end; `name` is for the error."""
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            return _turned(opened) if exif else opened
+    except _DAMAGED as error:
+        raise ValueError(f"cannot read {name} as an image: {error!s:.300}") from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says it should be shown."""
+    turned = ImageOps.exif_transpose(image)
+    assert turned is not None  # as it is where PIL changes the image in place
+    return turned
+
+
+def _warn_of_depth(image: Image.Image) -> None:
+    """Warns of numbers that 8 bits do not hold: they become white or black, as in OpenAI's code."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return
+    pixels = np.asarray(image)
+    if pixels.size and not (pixels.min() >= 0 and (1 < pixels.max() <= 255 or not pixels.any())):
+        warnings.warn(
+            f"a picture of mode {image.mode} has numbers beyond 0 to 255, or up to 1 only: cut off to 8 bits, as in "
+            "OpenAI's code, it is mostly white or black. Scale it to 0 to 255 and give a uint8 array to see more",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def resize_and_crop(
     image: Image.Image, resolution: int, resample: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:
-    """torchvision's Resize of the short side, then CenterCrop, both before the conversion to RGB."""
+    """torchvision's Resize of the short side, then CenterCrop, both before the conversion to RGB.
+
+    Of a picture so long that this would take much memory, only what the crop keeps is resized.
+    """
     width, height = image.size
     if not width or not height:
         raise ValueError(f"an image of {width} x {height} pixels has nothing to see")
     short, long = min(width, height), max(width, height)
-    long = int(resolution * long / short)
-    size = (resolution, long) if width <= height else (long, resolution)
+    resized = int(resolution * long / short)
+    start = round((resized - resolution) / 2)
+    if resolution * resized > max(_RESIZED_WHOLE, width * height):
+        return _resize_centre(image, resolution, start, long / resized, resample)
+    size = (resolution, resized) if width <= height else (resized, resolution)
     if image.size != size:
         image = image.resize(size, resample)
-    left = round((size[0] - resolution) / 2)
-    top = round((size[1] - resolution) / 2)
+    left, top = (0, start) if width <= height else (start, 0)
     return image.crop((left, top, left + resolution, top + resolution))
+
+
+def _resize_centre(
+    image: Image.Image, resolution: int, start: int, scale: float, resample: Image.Resampling
+) -> Image.Image:
+    """The crop of an enlarged image, made of the pixels it depends on alone.
+
+    Args:
+        image: the whole image.
+        resolution: side of the result, in pixels.
+        start: where the crop begins on the long side of the enlarged image.
+        scale: pixels of the image for one of the enlarged image, less than 1.
+        resample: the filter, of PIL; bicubic has the widest reach.
+    """
+    low, high = start * scale, (start + resolution) * scale
+    is_tall = image.width <= image.height
+    first = max(0, math.floor(low) - _BICUBIC_REACH)
+    last = min(max(image.size), math.ceil(high) + _BICUBIC_REACH)
+    # PIL takes the box in float32, which holds small numbers with more digits: what is cut off comes before.
+    if is_tall:
+        part, box = image.crop((0, first, image.width, last)), (0, low - first, image.width, high - first)
+    else:
+        part, box = image.crop((first, 0, last, image.height)), (low - first, 0, high - first, image.height)
+    return part.resize((resolution, resolution), resample, box)
 
 
 def resize_and_pad(image: Image.Image, resolution: int, resample: Image.Resampling, fill_color: int) -> Image.Image:
