@@ -158,6 +158,7 @@ def _write(
         "embed_dim": model.embed_dim,
         "eos_token_id": model.config.eos_token_id,
         "preprocessing": model.preprocessing._asdict(),
+        "vocab_size": model.vocab_size,
         "images_at_once": max(1, pixels // size**2),
         "tokens_at_once": CPU_TOKENS,
         "crc32": {name: crc32_of_file(os.path.join(directory, name)) for name in sorted(os.listdir(directory))},

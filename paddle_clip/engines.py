@@ -7,13 +7,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
 
 from .arrays import as_array, as_tensor, is_tensor
 from .checkpoints.files import StrPath, crc32_of_file, release_pages
 from .checkpoints.settings import preprocessing_of
+from .checks import as_numbers, require_images, require_tokens
 from .encoding import require_dtype, unit
 from .errors import CheckpointError
 from .extras import has, require
@@ -29,8 +30,18 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 _PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
 
 
+class _Shapes(NamedTuple):
+    """What a program takes, gives and holds; -1 stands for a free size."""
+
+    input: list[int]
+    output: list[int]
+    weights: list[list[int]]
+
+
 class _Runner(Protocol):
     """An encoder, array to array."""
+
+    shapes: _Shapes
 
     def __call__(self, array: np.ndarray) -> np.ndarray: ...
 
@@ -53,6 +64,7 @@ class PaddleInference:
         program = next(path + suffix for suffix in _PROGRAM_SUFFIXES if os.path.exists(path + suffix))
         config = inference.Config(program, path + ".pdiparams")
         paddle_3 = program.endswith(".json")
+        self.shapes = _shapes_of_json(program) if paddle_3 else _shapes_of_pdmodel(program)
         if paddle_3:
             config.enable_new_ir()
             config.enable_new_executor()
@@ -96,6 +108,32 @@ class PaddleInference:
         return self._predictor.get_output_handle(self._predictor.get_output_names()[0]).copy_to_cpu()
 
 
+def _shapes_of_json(path: str) -> _Shapes:
+    """The shapes in a program of Paddle 3."""
+    with open(path, encoding="utf-8") as file:
+        operations = json.load(file)["program"]["regions"][0]["blocks"][0]["ops"]
+    found: dict[str, list[list[int]]] = {}
+    for operation in operations:
+        outputs = operation["O"] if isinstance(operation["O"], list) else [operation["O"]]
+        if operation["#"] in ("p", "1.data", "1.fetch"):  # a parameter, the input, the output
+            found.setdefault(operation["#"], []).append(outputs[0]["TT"]["D"][1])
+    return _Shapes(found["1.data"][0], found["1.fetch"][0], found["p"])
+
+
+def _shapes_of_pdmodel(path: str) -> _Shapes:
+    """The shapes in a program of Paddle 2."""
+    from paddle.base import core
+
+    with open(path, "rb") as file:
+        block = core.ProgramDesc(file.read()).block(0)
+    kept = ("feed", "fetch")  # which have no shape
+    shapes = {tensor.name(): list(tensor.shape()) for tensor in block.all_vars() if tensor.name() not in kept}
+    weights = [shapes[tensor.name()] for tensor in block.all_vars() if tensor.persistable() and tensor.name() in shapes]
+    operations = {operation.type(): operation for operation in map(block.op, range(block.op_size()))}
+    taken, given = operations["feed"].output_arg_names()[0], operations["fetch"].input_arg_names()[0]
+    return _Shapes(shapes[taken], shapes[given], weights)
+
+
 class OpenVINO:
     """An encoder, array to array, by OpenVINO on the CPU.
 
@@ -132,6 +170,12 @@ class OpenVINO:
             )
         with open(path, "rb") as program:
             model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))
+        taken, given = (
+            [-1 if size.is_dynamic else size.get_length() for size in port.partial_shape]
+            for port in (model.input(0), model.output(0))
+        )
+        constants = (node.shape for node in model.get_ops() if node.get_type_name() == "Constant")
+        self.shapes = _Shapes(taken, given, [list(shape) for shape in constants])
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
         self._shapes: set[tuple[int, ...]] = set()
         release_pages(self._mapped)  # what is needed still is read from the file again
@@ -199,6 +243,7 @@ class Predictor:
         self.context_length = description["context_length"]
         self.image_resolution = description["image_resolution"]
         self.embed_dim = description["embed_dim"]
+        self.vocab_size: Optional[int] = description.get("vocab_size")  # earlier exports do not tell
         self.log_scale: float = description["logit_scale"]
         self.eos_token_id = description.get("eos_token_id")  # exports of before lack it, and have None
         self.preprocessing = preprocessing_of(description.get("preprocessing", {}), directory)
@@ -211,6 +256,8 @@ class Predictor:
         if self.engine == "paddle":
             _require_same_paddle(directory, description["paddle"])
         self._towers = self._load(directory)
+        for tower, runner in self._towers.items():
+            self._require_described(directory, tower, runner.shapes)
 
     @property
     def logit_scale(self) -> Any:
@@ -230,6 +277,21 @@ class Predictor:
             tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once)
             for tower in TOWERS
         }
+
+    def _require_described(self, directory: str, tower: str, shapes: _Shapes) -> None:
+        """Raises CheckpointError if a program takes or gives something else than config.json says."""
+        size, length, wrong = self.image_resolution, self.context_length, []
+        if shapes.output[-1] != self.embed_dim:
+            wrong.append(f"embed_dim {self.embed_dim}, and the program gives {shapes.output[-1]}")
+        if tower == "image" and shapes.input[1:] != [3, size, size]:
+            wrong.append(f"image_resolution {size}, and the program takes {shapes.input[1:]}")
+        if tower == "text" and not any(len(shape) == 2 and shape[0] == length for shape in shapes.weights):
+            wrong.append(f"context_length {length}, and the program has no embedding of so many positions")
+        if wrong:
+            raise CheckpointError(
+                f"{os.path.join(directory, 'config.json')} does not fit the {tower} program: it says "
+                f"{'; '.join(wrong)}. Copy the whole folder again, or export the model again"
+            )
 
     def _run(self, tower: str, array: np.ndarray) -> np.ndarray:
         with self._lock:
@@ -265,11 +327,11 @@ class Predictor:
             [B, E], of the kind of `text`.
 
         Raises:
-            ValueError: if the tokens are not [B, L] with L at most the context length.
+            ValueError: if the tokens are not ids [B, L] with L at most the context length.
         """
-        tokens = np.asarray(text)
-        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.context_length:
-            raise ValueError(f"tokens are {list(tokens.shape)}; this model takes [N, 1 to {self.context_length}]")
+        tokens = as_numbers(text)
+        require_tokens(tokens, self.context_length, self.vocab_size)
+        tokens = np.asarray(tokens)
         ends = (tokens if self.eos_token_id is None else tokens == self.eos_token_id).argmax(axis=-1)  # [B]
         lengths = ends + 1 if trim else np.full(len(tokens), tokens.shape[1])  # [B]
         order = np.argsort(lengths, kind="stable")
@@ -284,7 +346,7 @@ class Predictor:
     def __call__(self, image: Any, text: Any) -> tuple[Any, Any]:
         """logits_per_image [N, M] and logits_per_text [M, N] in float32, see `CLIP.forward`."""
         image_features = unit(self.encode_image(as_batch(image, self.image_resolution)))  # [N, E]
-        text_features = unit(self.encode_text(np.asarray(text)))  # [M, E]
+        text_features = unit(np.asarray(self.encode_text(text)))  # [M, E]
         logits_per_image = math.exp(self.log_scale) * image_features @ text_features.T  # [N, M]
         return _like(image, logits_per_image), _like(image, np.ascontiguousarray(logits_per_image.T))
 
@@ -311,6 +373,7 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "image_resolution": _is_positive,
     "context_length": _is_positive,
     "embed_dim": _is_positive,
+    "vocab_size": lambda value: value is None or _is_positive(value),
     "images_at_once": _is_positive,
     "tokens_at_once": _is_positive,
     "eos_token_id": lambda value: value is None or (type(value) is int and value >= 0),
@@ -414,15 +477,10 @@ def _choose_engine(
 
 
 def as_batch(image: Any, size: int) -> np.ndarray:
-    """A batch as a float32 array, or a ValueError if it is not [N, 3, size, size]."""
-    array = np.ascontiguousarray(as_array(image), np.float32)
-    expected = (3, size, size)
-    if array.ndim != 4 or array.shape[1:] != expected:
-        raise ValueError(
-            f"images are {list(array.shape)}; this model takes [N, {', '.join(map(str, expected))}]: "
-            "prepare them with its preprocess, and stack them into a batch"
-        )
-    return array
+    """A batch as a float32 array, or a ValueError if it is not floating-point numbers [N, 3, size, size]."""
+    image = as_numbers(image)
+    require_images(image, size)
+    return np.ascontiguousarray(as_array(image), np.float32)
 
 
 def _like(given: Any, array: np.ndarray) -> Any:

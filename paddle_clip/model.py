@@ -11,10 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from .checks import require_images, require_tokens
 from .config import CLIPConfig, Preprocessing
 from .layers import (
     BatchNorm2D,
@@ -474,28 +476,40 @@ class CLIP(nn.Layer):
         """Computes image features, not normalised.
 
         Args:
-            image: [B, 3, R, R], as the preprocessing returns it, in any floating-point dtype.
+            image: [B, 3, R, R], as the preprocessing returns it, in any floating-point dtype; B may be 0.
 
         Returns:
             [B, E] in the model's dtype.
 
         Raises:
-            ValueError: if the image is not [B, 3, R, R], or the model is a text tower alone.
+            ValueError: if the image is not [B, 3, R, R] or not in floating point, or the model is a text tower alone.
         """
         if not self.config.has_image:
             raise ValueError("this model is a text tower alone: encode_image takes the whole model, or its image tower")
-        expected = [3, self.visual.input_resolution, self.visual.input_resolution]
-        if paddle.in_dynamic_mode() and list(image.shape[1:]) != expected:
-            raise ValueError(
-                f"images are {list(image.shape)}; this model takes [N, {', '.join(map(str, expected))}]: "
-                "prepare them with the preprocess that paddle_clip.load() returns, and stack them into a batch"
-            )
-        return self.visual(image.astype(self.dtype))
+        if not paddle.in_dynamic_mode():  # a program is traced: shapes may be free
+            return self.visual(image.astype(self.dtype))
+        require_images(image, self.visual.input_resolution)
+        image = (
+            paddle.to_tensor(image).astype(self.dtype) if isinstance(image, np.ndarray) else image.astype(self.dtype)
+        )
+        if not image.shape[0]:  # which Paddle's kernels refuse
+            return self.visual(paddle.zeros([1, *image.shape[1:]], image.dtype))[:0]
+        return self.visual(image)
 
     def _embed(self, text: Tensor) -> Tensor:
         """The tokens the text transformer starts with: [B, L] -> [B, L, D]."""
         x = self.token_embedding(text).astype(self.dtype)
         return x + self.positional_embedding[: text.shape[1]].astype(x.dtype)
+
+    def _known_ids(self) -> Optional[int]:
+        """The number of ids that can be embedded; None if another layer than ours does it."""
+        embedding = self.token_embedding
+        return embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
+
+    def _end_of_text(self, text: Tensor) -> Tensor:
+        """The place of the token that is read in each row: [B, L] -> [B]."""
+        eos = self.config.eos_token_id
+        return (text if eos is None else (text == eos).astype("int32")).argmax(axis=-1)
 
     def hidden_states(self, text: Tensor) -> list[Tensor]:
         """All text tokens before the first block and after each one (Hugging Face's `hidden_states`).
@@ -518,8 +532,8 @@ class CLIP(nn.Layer):
         """Computes text features, not normalised.
 
         Args:
-            text: token ids [B, L], int64, L at most the context length, as `tokenize` returns them. The feature is
-                read at the highest id of each row, or the first `config.eos_token_id`: end-of-text.
+            text: token ids [B, L], int64, L at most the context length, as `tokenize` returns them; B may be 0. The
+                feature is read at the highest id of each row, or the first `config.eos_token_id`: end-of-text.
             trim: whether to leave out what follows the last end-of-text of the batch. No token sees a later one, so
                 the result is the same to rounding, and ordinary texts take a sixth of the time. False keeps the shapes
                 fixed, as hooks on the text tower and static graphs may need.
@@ -528,18 +542,22 @@ class CLIP(nn.Layer):
             [B, E] in the model's dtype.
 
         Raises:
-            ValueError: if the model is an image tower alone.
+            ValueError: if the text is not [B, 1 to the context length], or not of ids of the vocabulary, or the model
+                is an image tower alone.
         """
         if not self.config.has_text:
             raise ValueError("this model is an image tower alone: encode_text takes the whole model, or its text tower")
-        eos = self.config.eos_token_id
-        end_of_text = (text if eos is None else (text == eos).astype("int32")).argmax(axis=-1)  # [B]
-        if trim and paddle.in_dynamic_mode():
+        if not paddle.in_dynamic_mode():  # a program is traced
+            x = self.ln_final(self.transformer.of_one(self._embed(text), self._end_of_text(text)))  # [B, 1, D]
+            return project(x.squeeze(1), self.text_projection)
+        require_tokens(text, self.positional_embedding.shape[0], self._known_ids())
+        text = paddle.to_tensor(text) if isinstance(text, np.ndarray) else text
+        if not text.shape[0]:  # which Paddle's kernels refuse
+            return self.encode_text(paddle.zeros([1, 1], text.dtype))[:0]
+        end_of_text = self._end_of_text(text)  # [B]
+        if trim:
             text = text[:, : int(end_of_text.max()) + 1]  # [B, L]
-        if paddle.in_dynamic_mode():
-            x = token(self.forward_features(text), end_of_text)  # [B, 1, D]
-        else:
-            x = self.ln_final(self.transformer.of_one(self._embed(text), end_of_text))  # [B, 1, D]
+        x = token(self.forward_features(text), end_of_text)  # [B, 1, D]
         return project(x.squeeze(1), self.text_projection)  # [B, E]
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -555,6 +573,9 @@ class CLIP(nn.Layer):
         """
         image_features = float32_if_half(self.encode_image(image))  # [N, E]
         text_features = float32_if_half(self.encode_text(text))  # [M, E]
+        if paddle.in_dynamic_mode() and 0 in (image_features.shape[0], text_features.shape[0]):
+            logits_per_image = paddle.zeros([image_features.shape[0], text_features.shape[0]], image_features.dtype)
+            return logits_per_image, logits_per_image.t()
 
         image_features = image_features / image_features.norm(axis=-1, keepdim=True)
         text_features = text_features / text_features.norm(axis=-1, keepdim=True)

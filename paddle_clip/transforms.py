@@ -223,10 +223,10 @@ def _resize_centre(
     last = min(max(image.size), math.ceil(high) + _BICUBIC_REACH)
     # PIL takes the box in float32, which holds small numbers with more digits: what is cut off comes before.
     if is_tall:
-        part, box = image.crop((0, first, image.width, last)), (0, low - first, image.width, high - first)
-    else:
-        part, box = image.crop((first, 0, last, image.height)), (low - first, 0, high - first, image.height)
-    return part.resize((resolution, resolution), resample, box)
+        part = image.crop((0, first, image.width, last))
+        return part.resize((resolution, resolution), resample, (0, low - first, image.width, high - first))
+    part = image.crop((first, 0, last, image.height))
+    return part.resize((resolution, resolution), resample, (low - first, 0, high - first, image.height))
 
 
 def resize_and_pad(image: Image.Image, resolution: int, resample: Image.Resampling, fill_color: int) -> Image.Image:
