@@ -125,7 +125,8 @@ def _shapes_of_pdmodel(path: str) -> _Shapes:
     from paddle.base import core
 
     with open(path, "rb") as file:
-        block = core.ProgramDesc(file.read()).block(0)
+        program = core.ProgramDesc(file.read())  # which the block does not keep
+    block = program.block(0)
     kept = ("feed", "fetch")  # which have no shape
     shapes = {tensor.name(): list(tensor.shape()) for tensor in block.all_vars() if tensor.name() not in kept}
     weights = [shapes[tensor.name()] for tensor in block.all_vars() if tensor.persistable() and tensor.name() in shapes]
