@@ -1,18 +1,21 @@
 """Models by name or file: OpenAI's catalogue, download, cache, `load`."""
 
+import contextlib
 import http.client
 import os
+import ssl
 import urllib.error
 import urllib.request
 import warnings
-from typing import TYPE_CHECKING, Optional
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Optional
 
 from filelock import FileLock
 from tqdm import tqdm
 
 from .checkpoints import dialects
 from .checkpoints.conversion import convert
-from .checkpoints.files import StrPath, sha256
+from .checkpoints.files import StrPath, expanded, naming, sha256
 from .checkpoints.reading import find_weights, read
 from .checkpoints.writing import verify_checksums
 from .encoding import HALF_DTYPES, require_dtype
@@ -34,6 +37,10 @@ class DownloadError(OSError):
     """An official file cannot be fetched. The message names the URL and the way to do without the network."""
 
 
+class CacheError(OSError):
+    """The cache cannot be made or written. The message names the folder and how to choose another."""
+
+
 def available_models() -> list[str]:
     """OpenAI's model names, as `load` takes them."""
     return [row.name for row in PRESETS]
@@ -41,7 +48,7 @@ def available_models() -> list[str]:
 
 def load(
     name_or_path: StrPath,
-    dtype: str = "float32",
+    dtype: Any = "float32",
     cache_dir: Optional[StrPath] = None,
     activation: Optional[str] = None,
     prefix: Optional[str] = None,
@@ -54,9 +61,11 @@ def load(
             model of coloured shapes that is in the package and needs no network; or the path of a `.pt`, `.pdparams` or
             `.safetensors` file, of this library or another, or of a model's folder: all that `convert` takes.
         dtype: what the towers compute in: "float32", "float64", or on a GPU "float16" or "bfloat16"; half precision
-            leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files.
+            leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files. Paddle's own, such as
+            `paddle.float32`, will do too.
         cache_dir: folder for downloaded and converted files; by default the environment variable PADDLE_CLIP_CACHE,
-            or ~/.cache/paddle_clip.
+            or ~/.cache/paddle_clip. It may be read-only, if it holds what is needed. PADDLE_CLIP_MIRROR may name the
+            base URL of a mirror of OpenAI's files.
         activation: "quickgelu" or "gelu", for a file that does not tell: one of another program, or a GELU model saved
             with `paddle.save`, which keeps no metadata. Where only OpenAI's names tell, which open_clip shares, a
             warning says so.
@@ -74,13 +83,16 @@ def load(
             file, or the model cannot have the resolution.
         CheckpointError: if the file is not a CLIP checkpoint.
         DownloadError: if the model must be fetched and cannot be.
+        OSError: if the cache cannot be made or written.
+        RuntimeError: if Paddle is in static mode.
     """
     import paddle
 
     from .layers import undrawn
 
-    if dtype not in LOAD_DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(LOAD_DTYPES)}")
+    if not paddle.in_dynamic_mode():
+        raise RuntimeError("Paddle is in static mode, and models run in dynamic mode: call paddle.disable_static()")
+    dtype = dtype_name(dtype)
     require_dtype(dtype, paddle.get_device())
     path = find(name_or_path, cache_dir)
     checkpoint = read(path)
@@ -95,7 +107,7 @@ def load(
             "a file that open_clip trained with GELU needs activation='gelu'",
             stacklevel=2,
         )
-    with undrawn():
+    with undrawn(), _float32_by_default():
         model = build(weights.config)
     if dtype == "float64":
         model.to(dtype="float64")
@@ -109,6 +121,27 @@ def load(
     return model, image_transform(weights.config.image_resolution, *weights.preprocessing)
 
 
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype of `load`: a string, or Paddle's or numpy's own, such as `paddle.float32`."""
+    name = getattr(dtype, "__name__", None) or str(dtype).split(".")[-1]
+    if name not in LOAD_DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(LOAD_DTYPES)}")
+    return name
+
+
+@contextlib.contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Layers are made in float32, whatever `paddle.set_default_dtype` says."""
+    import paddle
+
+    chosen = paddle.get_default_dtype()
+    paddle.set_default_dtype("float32")
+    try:
+        yield
+    finally:
+        paddle.set_default_dtype(chosen)
+
+
 def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None) -> str:
     """The path of a file, of a folder's weights, or of the file of a model by name, fetched if need be; see `load`."""
     name_or_path = os.fspath(name_or_path)
@@ -116,62 +149,103 @@ def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None) -> str:
         return _cached(find_preset(name_or_path), cache_folder(cache_dir))
     if name_or_path == TINY.name:
         return os.path.join(os.path.dirname(__file__), "data", TINY.file)
-    if os.path.isdir(name_or_path):
-        return find_weights(name_or_path)
-    if not os.path.isfile(name_or_path):
+    path = find_weights(name_or_path)
+    if not os.path.isfile(path):
         raise ValueError(
             f"{name_or_path!r} is neither a file nor a model; available models: {', '.join(available_models())}, "
             f"{TINY.name!r} without a network, or the path of a .pt, .pdparams or .safetensors file or of a folder"
         )
-    return name_or_path
+    return path
 
 
 def url_of(row: Preset) -> str:
-    """Where OpenAI publishes the file of a preset."""
-    return f"{BASE_URL}/{row.sha256}/{row.file}"
+    """Where OpenAI publishes the file of a preset, or the mirror that PADDLE_CLIP_MIRROR names has it."""
+    base = os.environ.get("PADDLE_CLIP_MIRROR") or BASE_URL
+    return f"{base.rstrip('/')}/{row.sha256}/{row.file}"
 
 
 def cache_folder(cache_dir: Optional[StrPath] = None) -> str:
     """The folder of downloaded, converted and compiled files: as given, $PADDLE_CLIP_CACHE, or ~/.cache/paddle_clip."""
-    default = os.path.join(os.path.expanduser("~"), ".cache", "paddle_clip")
-    return os.fspath(cache_dir or os.environ.get("PADDLE_CLIP_CACHE") or default)
+    return expanded(cache_dir or os.environ.get("PADDLE_CLIP_CACHE") or os.path.join("~", ".cache", "paddle_clip"))
 
 
 def _cached(row: Preset, cache_dir: str) -> str:
     """The path of a model's converted weights, which are made at most once, by one process at a time."""
-    os.makedirs(cache_dir, exist_ok=True)
     original = os.path.join(cache_dir, row.file)
     converted = os.path.splitext(original)[0] + ".pdparams"
-    with FileLock(original + ".lock"):
-        if not os.path.exists(converted):
-            _fetch(row, original)
-            convert(original, converted)
+    if os.path.exists(converted):  # it got its name when it was complete
+        return converted
+    try:
+        with locked(original):
+            if not os.path.exists(converted):
+                _fetch(row, original)
+                convert(original, converted)
+    except CacheError:
+        if not os.path.exists(original):
+            raise
+        _require_official(row, original)
+        return original  # in a cache that is read-only, and holds what is needed
     return converted
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Locks a file of the cache for this process, and makes its folder.
+
+    Raises:
+        CacheError: if the system does not let it.
+    """
+    lock = FileLock(path + ".lock")
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the latter of file systems without locks
+        raise CacheError(
+            f"the cache {os.path.dirname(path)} cannot be written: {error}. Give cache_dir=, or set PADDLE_CLIP_CACHE, "
+            "to a folder that can be"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _fetch(row: Preset, path: str) -> None:
     """Makes `path` the official file of a preset, continuing an interrupted download."""
     url = url_of(row)
     if os.path.exists(path):
-        if sha256(path) != row.sha256:
-            raise CheckpointError(
-                f"{path} is not OpenAI's {row.file}: its SHA-256 is {sha256(path)}, expected {row.sha256}. "
-                "Delete it to download it again, or load it by its path if it is your own"
-            )
+        _require_official(row, path)
         return
     partial = path + ".partial"
     try:
         _download(url, partial)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DownloadError(
-            f"cannot download {row.name} from {url} ({error}). Run it again to continue; or fetch the file elsewhere "
-            f"and put it into {os.path.dirname(path)}, or load it by its path. The model {TINY.name!r} needs no network"
+            f"cannot download {row.name} from {url} ({error}{_advice(error)}). Run it again to continue; or fetch the "
+            f"file elsewhere and put it into {os.path.dirname(path)}, or load it by its path; or set "
+            f"PADDLE_CLIP_MIRROR to the base URL of a mirror. The model {TINY.name!r} needs no network"
         ) from error
     found = sha256(partial)
     if found != row.sha256:
         os.unlink(partial)
         raise DownloadError(f"{url} gave a file with SHA-256 {found}, expected {row.sha256}; run it again")
     os.replace(partial, path)
+
+
+def _require_official(row: Preset, path: str) -> None:
+    found = sha256(path)
+    if found != row.sha256:
+        raise CheckpointError(
+            f"{path} is not OpenAI's {row.file}: its SHA-256 is {found}, expected {row.sha256}. "
+            "Delete it to download it again, or load it by its path if it is your own"
+        )
+
+
+def _advice(error: Exception) -> str:
+    """What helps against an error of the network, where it can be told."""
+    if isinstance(getattr(error, "reason", error), ssl.SSLError):
+        return "; where a network has certificates of its own, set SSL_CERT_FILE to the file that holds them"
+    return ""
 
 
 def _download(url: str, partial: str) -> None:
@@ -190,7 +264,7 @@ def _download(url: str, partial: str) -> None:
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=os.path.basename(url), disable=None)
-        with bar, open(partial, "r+b" if have else "wb") as file:
+        with bar, naming(partial), open(partial, "r+b" if have else "wb") as file:
             file.seek(have)
             while chunk := response.read(_CHUNK):
                 file.write(chunk)

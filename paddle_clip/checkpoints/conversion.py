@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
 
+from ..checks import unwrapped
 from ..config import CLIPConfig, Preprocessing
 from ..errors import CheckpointError
 from ..presets import PRESETS, preset_of
 from . import dialects
 from .casting import cast, dtype_name
-from .files import Checkpoint, StrPath, sha256
+from .files import Checkpoint, StrPath, expanded, sha256
 from .reading import find_weights, read
 from .settings import metadata_of
 from .writing import Progress, no_progress, verify_checksums, write
@@ -96,7 +97,7 @@ def convert(
     """
     start = time.perf_counter()
     source = find_weights(source)
-    output = os.path.splitext(source)[0] + ".pdparams" if output is None else os.fspath(output)
+    output = os.path.splitext(source)[0] + ".pdparams" if output is None else expanded(output)
     if dtype not in TARGET_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(TARGET_DTYPES)}")
     if os.path.exists(output) and os.path.exists(source) and os.path.samefile(source, output):
@@ -158,15 +159,21 @@ def save(model: Model, path: StrPath) -> None:
     """Writes a model's weights and its settings to a file that `load` reads.
 
     Args:
-        model: a `CLIP`.
+        model: a `CLIP`, or one in `paddle.DataParallel`.
         path: path to write, by extension `.safetensors`, `.pt` (OpenAI's names and layouts, for PyTorch) or
             `.pdparams`. The file gets its name once it is complete and has been read back.
 
     Raises:
         CheckpointError: if `path` has another extension or cannot be written; an existing file is untouched.
         OSError: if the system refuses to write; an existing file is untouched.
+        ValueError: if `model` is none, such as a state dict.
     """
-    path = os.fspath(path)
+    if isinstance(model, dict):
+        raise ValueError(
+            "save takes the model, which knows its activation, and found a state dict: save(model, path), or keep the "
+            "dict alone with paddle.save(state_dict, path)"
+        )
+    model, path = unwrapped(model), expanded(path)
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     described = metadata_of(model.config, model.preprocessing)
     write(path, _layout(arrays, path), lambda name: "keep", lambda checksums: {**described, "crc32": checksums})

@@ -33,7 +33,9 @@ __all__ = [
     "crc32",
     "crc32_of_array",
     "crc32_of_file",
+    "expanded",
     "lock",
+    "naming",
     "read_json",
     "release_pages",
     "replacing",
@@ -53,6 +55,22 @@ _READ_AT_ONCE = 1 << 24  # bytes
 _WRITTEN_AT_ONCE = 1 << 19
 _BRIEF = 60  # characters of a name that a message shows
 _seeking = threading.Lock()
+
+
+def expanded(path: StrPath) -> str:
+    """A path as a string, with the home folder for `~`: no shell did it in a Dockerfile, a notebook or an option."""
+    return os.path.expanduser(os.fspath(path))
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Names a file in errors of the system that do not, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = path
+        raise
 
 
 class Checkpoint(dict[str, np.ndarray]):
@@ -178,7 +196,7 @@ def crc32_of_array(array: np.ndarray) -> int:
 
 def require_place(path: StrPath) -> None:
     """Raises FileNotFoundError if there is no folder for a file, ValueError if something else has its name."""
-    path = os.fspath(path)
+    path = expanded(path)
     _require_folder(path)
     if os.path.lexists(path) and not os.path.isfile(path):
         raise ValueError(f"{path} exists and is not a file; choose another output")
@@ -246,7 +264,7 @@ def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, st
         CheckpointError: if `path` is something other than a regular file, or another process is writing it.
         FileNotFoundError: if there is no folder for the file.
     """
-    path = os.fspath(path)
+    path = expanded(path)
     _require_folder(path)
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise CheckpointError(f"{path} exists and is not a regular file; choose another output")
@@ -256,9 +274,10 @@ def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, st
     with open(os.open(temporary, flags, 0o666), "r+b") as file:
         lock(file, path, temporary)
         try:
-            file.truncate()
-            yield file, temporary
-            file.flush()
+            with naming(path):
+                file.truncate()
+                yield file, temporary
+                file.flush()
             if fcntl is None:  # Windows does not rename open files
                 file.close()
             os.replace(temporary, path)

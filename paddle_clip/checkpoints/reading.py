@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import CheckpointError, listed
 from . import pickles, torch_files, trees
 from .casting import BFLOAT16, SAFETENSORS_DTYPES, cast
-from .files import DOWNLOAD_AGAIN, MAX_DIRECTORY, Checkpoint, MappedFile, StrPath
+from .files import DOWNLOAD_AGAIN, MAX_DIRECTORY, Checkpoint, MappedFile, StrPath, expanded
 
 _PAIR = {"builtins.tuple", "__builtin__.tuple"}
 _MAX_SHARDS = 1000
@@ -32,7 +32,7 @@ def find_weights(path: StrPath) -> str:
         CheckpointError: if the folder holds no weights by the names of Hugging Face or open_clip, those of several
             models, or what `export` wrote.
     """
-    path = os.fspath(path)
+    path = expanded(path)
     if not os.path.isdir(path):
         return path
     names = sorted(os.listdir(path))
