@@ -3,6 +3,7 @@
 Compiling a ViT-B/32 takes longer than encoding some hundred images does, so the commands keep what they compile.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
-from filelock import FileLock
 
 from . import __version__
 from .checkpoints.files import StrPath, sha256
@@ -21,7 +21,7 @@ from .checkpoints.settings import FILES
 from .engines import Predictor, require_engine
 from .errors import CheckpointError
 from .extras import makes_openvino, version_of
-from .hub import cache_folder, find, load
+from .hub import CacheError, cache_folder, find, load, locked
 from .transforms import ImageTransform
 
 MOST_FORMS = 4  # kept; the one that was used longest ago goes first
@@ -80,17 +80,21 @@ def load_compiled(
     path = find(name_or_path, cache_dir)
     settings = {"activation": activation, "prefix": prefix, "resolution": resolution}
     folder = _folder(path, engine, cache_dir, settings, pictures)
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    with FileLock(folder + ".lock"):
-        if os.path.exists(folder):
-            try:
-                return _opened(folder, engine, precision, threads)
-            except _TEMPORARY as error:
-                warnings.warn(f"{folder} is damaged and is made again: {error}", RuntimeWarning, stacklevel=2)
-                shutil.rmtree(folder)
-        _make(path, folder, engine, settings, pictures)
-        _forget(cache_dir, folder)
-        return _opened(folder, engine, precision, threads)
+    try:
+        with locked(folder):
+            if os.path.exists(folder):
+                try:
+                    return _opened(folder, engine, precision, threads)
+                except _TEMPORARY as error:
+                    warnings.warn(f"{folder} is damaged and is made again: {error}", RuntimeWarning, stacklevel=2)
+                    shutil.rmtree(folder)
+            _make(path, folder, engine, settings, pictures)
+            _forget(cache_dir, folder)
+            return _opened(folder, engine, precision, threads)
+    except CacheError:
+        if not os.path.exists(folder):
+            raise
+        return _opened(folder, engine, precision, threads)  # in a cache that is read-only
 
 
 def default_engine(precision: str = "float32") -> str:
@@ -175,7 +179,8 @@ def _make(path: str, folder: str, engine: str, settings: dict[str, Any], picture
 
 def _opened(folder: str, engine: str, precision: str, threads: Optional[int]) -> tuple[Predictor, ImageTransform]:
     predictor = Predictor(folder, threads, "cpu", engine, precision)
-    os.utime(os.path.join(folder, "config.json"))
+    with contextlib.suppress(OSError):  # of a cache that is read-only, from which nothing is deleted
+        os.utime(os.path.join(folder, "config.json"))
     return predictor, predictor.preprocess
 
 

@@ -15,7 +15,8 @@ from paddle import Tensor, nn
 from paddle.static import InputSpec
 
 from . import translation
-from .checkpoints.files import StrPath, crc32_of_file
+from .checkpoints.files import StrPath, crc32_of_file, expanded
+from .checks import unwrapped
 from .engines import EXPORT_DTYPES, FORMAT, TOWERS, VERSION, Predictor, as_batch, is_export, require_engine
 from .extras import has, require
 from .model import CLIP
@@ -69,6 +70,7 @@ def export(
         ImportError: if what an extra brings is not installed.
         RuntimeError: if the translation or the quantisation fails.
     """
+    model = unwrapped(model)
     if calibration is not None:
         openvino, calibration = True, as_batch(calibration, model.config.image_resolution)
         if not len(calibration):
@@ -79,7 +81,7 @@ def export(
     if getattr(model.visual, "proj", model) is None:
         raise ValueError("visual.proj is None: image features do not fit those of texts, which an export takes to fit")
     require_export(directory, dtype, onnx, openvino, calibration is not None)
-    directory = os.path.realpath(directory)  # a link to a folder stays one
+    directory = os.path.realpath(expanded(directory))  # a link to a folder stays one
     os.makedirs(os.path.dirname(directory), exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(directory)}.", dir=os.path.dirname(directory))
     try:
@@ -113,7 +115,7 @@ def require_export(
     for extra, is_asked_for in (("int8", int8), ("openvino", openvino), ("onnx", onnx)):
         if is_asked_for:
             require(extra)
-    directory = os.path.realpath(directory)
+    directory = os.path.realpath(expanded(directory))
     if os.path.lexists(directory) and not _is_replaceable(directory):
         raise FileExistsError(f"{directory} is not an empty folder, nor one that export wrote: choose another")
 
@@ -226,7 +228,7 @@ def compile(
         RuntimeError: if the model cannot be translated for the engine; "paddle" needs no translation.
         ValueError: if the model is in another dtype, or there is no such engine.
     """
-    device = paddle.get_device()
+    model, device = unwrapped(model), paddle.get_device()
     precision = precision or ("float32" if calibration is None else "int8")
     require_engine(engine, precision, device, threads)
     if precision == "int8" and calibration is None:

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .arrays import as_array
+from .checks import unwrapped
 
 HALF_DTYPES = ("float16", "bfloat16")
 
@@ -49,10 +50,18 @@ def require_dtype(dtype: str, device: str) -> None:
 
 
 @contextlib.contextmanager
-def inference(model: Encoder) -> Iterator[None]:
-    """No gradients, and eval mode, which a model that was training leaves again at the end."""
+def inference(model: Encoder) -> Iterator[Encoder]:
+    """No gradients, and eval mode, which a model that was training leaves again at the end.
+
+    Yields:
+        The model itself, without what `paddle.DataParallel` puts around it.
+
+    Raises:
+        ValueError: if it is no model.
+    """
+    model = unwrapped(model)
     if takes_arrays(model):  # and has neither
-        yield
+        yield model
         return
     import paddle
 
@@ -61,7 +70,7 @@ def inference(model: Encoder) -> Iterator[None]:
         trained.eval()
     try:
         with paddle.no_grad():
-            yield
+            yield model
     finally:
         if trained:
             trained.train()

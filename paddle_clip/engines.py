@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional, Protocol
 import numpy as np
 
 from .arrays import as_array, as_tensor, is_tensor
-from .checkpoints.files import StrPath, crc32_of_file, release_pages
+from .checkpoints.files import StrPath, crc32_of_file, expanded, release_pages
 from .checkpoints.settings import preprocessing_of
 from .checks import as_numbers, require_images, require_tokens
 from .encoding import require_dtype, unit
@@ -232,7 +232,7 @@ class Predictor:
         engine: Optional[str] = None,
         precision: str = "float32",
     ):
-        directory = os.fspath(directory)
+        directory = expanded(directory)
         require_engine(engine, precision, device, threads)
         description = _description(directory)
         self.dtype = description["dtype"]

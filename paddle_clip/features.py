@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 from PIL import Image
 
-from .checkpoints.files import StrPath, lock, replacing, require_place
+from .checkpoints.files import StrPath, expanded, lock, naming, replacing, require_place
 from .defaults import BATCH_SIZE, IMAGES_FOUND
 from .encoding import Encoder, encode_images, inference, progress_bar, unit
 from .extras import require
@@ -74,8 +74,9 @@ def embed(
     Args:
         model: from `load`.
         preprocess: from `load`.
-        images: a folder, whose images are found by `image_files`; a path; a list of paths, PIL images or uint8 arrays;
-            or a `paddle.io.Dataset` whose items are such images, preprocessed Tensors, or tuples that start with one.
+        images: a folder, whose images are found by `image_files`; an image; a list, array, column or generator of
+            paths, PIL images, uint8 arrays, or bytes of files; or a `paddle.io.Dataset` whose items are such images,
+            preprocessed Tensors, or tuples that start with one. No images give no features.
         output: None; or a file to write: `x.npy`, float32 [N, E], with paths and damaged images in `x.json` beside it;
             or `x.parquet`, with columns "path" and "feature", which needs pyarrow. `load_features` reads them.
         batch_size: images encoded at once.
@@ -95,7 +96,10 @@ def embed(
         OSError: if a folder cannot be read, or the output cannot be written.
     """
     names, items = as_images(images)
-    with inference(model):
+    if output is not None:
+        output = expanded(output)
+        _require_storable(names, output)
+    with inference(model) as model:
         probe = _rows(model, _probe(preprocess)[None], normalize)[0]  # [E]
         opened: contextlib.AbstractContextManager[_Memory]
         if output is None:
@@ -105,7 +109,7 @@ def embed(
             # Engines round differently: a run that another engine continued would mix its numbers with theirs.
             run["engine"] = getattr(model, "engine", "eager")
             run["precision"] = getattr(model, "precision", "float32")
-            opened = _File(os.fspath(output), {**run, "probe": probe.tolist()}, resume)
+            opened = _File(output, {**run, "probe": probe.tolist()}, resume)
         with opened as store, progress_bar(progress, total=len(names), initial=store.done, unit="image") as bar:
             read = batches(preprocess, names, items, batch_size, workers, on_error, store.done)
             with contextlib.closing(read):
@@ -113,7 +117,7 @@ def embed(
                     rows = _rows(model, batch.pixels, normalize) if batch.indices else np.empty([0, len(probe)])
                     store.add(rows, batch)
                     bar.update(batch.end - store.before)
-            if not store.rows:
+            if names and not store.rows:
                 raise ValueError(f"none of the {len(names)} images can be read; {store.damaged[0][1]}")
             warn_of_damage(store.damaged)
             skipped = {name for name, _ in store.damaged}
@@ -137,6 +141,17 @@ def require_output(path: str) -> None:
         raise ValueError(f"{_json_of(path)} belongs to something else and would be overwritten; choose another output")
 
 
+def _require_storable(names: list[Name], output: str) -> None:
+    """Raises ValueError for names that a file cannot hold, before any work is done."""
+    if not _is_parquet(output):
+        return
+    for name in names:
+        try:
+            str(name).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the path {name!r} is no text, which a .parquet file takes: choose an .npy") from None
+
+
 def load_features(path: StrPath) -> Features:
     """Reads a file of features that `embed` wrote.
 
@@ -150,7 +165,7 @@ def load_features(path: StrPath) -> Features:
         ValueError: if the file is not one of `embed`'s.
         OSError: if it or its `.json` cannot be read.
     """
-    path = os.fspath(path)
+    path = expanded(path)
     if _is_parquet(path):
         parquet = _pyarrow_parquet()
         with _refused_as_no_features(path):
@@ -312,22 +327,25 @@ class _File(_Memory):
             )
 
     def add(self, rows: np.ndarray, batch: Batch) -> None:
-        self.file.write(np.ascontiguousarray(rows, np.float32).data)
+        with naming(self.partial):
+            self.file.write(np.ascontiguousarray(rows, np.float32).reshape(-1).view(np.uint8).data)
         self._count(rows, batch)
         self.unnoted += batch.damaged
         if time.monotonic() - self.noted_at > _CHECKPOINT_SECONDS:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self.partial):
+            self.file.flush()
+            os.fsync(self.file.fileno())
         self._note({"done": self.done, "rows": self.rows, "damaged": self.unnoted})
         self.unnoted, self.rows_noted, self.noted_at = [], self.rows, time.monotonic()
 
     def _note(self, line: dict[str, Any]) -> None:
-        self.journal.write(json.dumps(line).encode() + b"\n")
-        self.journal.flush()
-        os.fsync(self.journal.fileno())
+        with naming(self.journal_path):
+            self.journal.write(json.dumps(line).encode() + b"\n")
+            self.journal.flush()
+            os.fsync(self.journal.fileno())
 
     def finish(self, paths: list[Name]) -> Features:
         header = io.BytesIO()
@@ -360,7 +378,7 @@ class _File(_Memory):
         parquet = _pyarrow_parquet()
         width = shape[1]
         kind = pyarrow.list_(pyarrow.float32(), width)
-        name = pyarrow.string() if isinstance(paths[0], str) else pyarrow.int64()
+        name = pyarrow.int64() if paths and isinstance(paths[0], int) else pyarrow.string()
         schema = pyarrow.schema([("path", name), ("feature", kind)], {"damaged": json.dumps(self.damaged)})
         features = np.load(self.partial, mmap_mode="r")
         step = max(1, _CHUNK // (width * 4))
@@ -391,7 +409,8 @@ def search(
         features: [N, E], normalised or not, as `embed` and `load_features` return them. An array in a file is read in
             pieces: it may be larger than the memory.
         paths: names of the N images.
-        query: a text, if it is a string; an image, if it is a `pathlib.Path`, a PIL image or a uint8 array.
+        query: a text, if it is a string; an image, if it is a `pathlib.Path`, a PIL image, a uint8 array, the bytes of
+            a file or an open one.
         top_k: largest number of images to return.
 
     Returns:
@@ -423,7 +442,7 @@ def search(
 
 def _query_feature(model: Encoder, preprocess: Callable[[Any], Any], query: Any) -> np.ndarray:
     """The feature [E] of a text or an image, of length 1."""
-    with inference(model):
+    with inference(model) as model:
         if isinstance(query, str):
             feature = text_features(model, [query])[0].astype(np.float32)  # [E]
         else:

@@ -180,7 +180,7 @@ def _cached(row: Preset, cache_dir: str) -> str:
             if not os.path.exists(converted):
                 _fetch(row, original)
                 convert(original, converted)
-    except CacheError:
+    except (CacheError, PermissionError):
         if not os.path.exists(original):
             raise
         _require_official(row, original)

@@ -2,16 +2,18 @@
 
 import collections
 import os
+import sys
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn, Optional, Union
 
 import numpy as np
 
 from .arrays import is_tensor
-from .checkpoints.files import StrPath
+from .checkpoints.files import StrPath, expanded
 from .threads import available_cores
+from .transforms import is_picture
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MOST_WORKERS = 8
@@ -35,6 +37,7 @@ def image_files(folder: StrPath) -> list[str]:
 
     paths: list[str] = []
     seen: set[str] = set()
+    folder = expanded(folder)
     for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         real = os.path.realpath(place)
@@ -55,7 +58,7 @@ def samples() -> list[str]:
 
 
 def as_images(images: Any) -> tuple[list[Name], Any]:
-    """Names and items of what `embed` takes: a folder, a path, a list, or a `paddle.io.Dataset`.
+    """Names and items of what `embed` takes: a folder, an image, several of them, or a `paddle.io.Dataset`.
 
     Returns:
         A list of paths, with indices for images that have none, and something to index for the images themselves.
@@ -64,19 +67,52 @@ def as_images(images: Any) -> tuple[list[Name], Any]:
         OSError, ValueError: if there is nothing to read.
     """
     if isinstance(images, (str, os.PathLike)):
-        path = os.fspath(images)
+        path = expanded(images)
         images = [path] if os.path.isfile(path) else image_files(path)
+    images = [images] if is_picture(images) else _listed(images)
     if not (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
         raise ValueError(
             "images are a folder, a list of paths, or a paddle.io.Dataset that can be indexed; found "
             f"{type(images).__name__}"
         )
-    if not len(images):
-        raise ValueError("there are no images to read: the list is empty")
     if not isinstance(images, (list, tuple)):
         return list(range(len(images))), images
-    is_path = [isinstance(image, (str, os.PathLike)) for image in images]
-    return [os.fspath(image) if path else index for index, (image, path) in enumerate(zip(images, is_path))], images
+    return [_name(index, image) for index, image in enumerate(images)], images
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether what `classify` takes is one image: a path, a picture, or an array or Tensor of one."""
+    if is_tensor(images) or isinstance(images, np.ndarray):
+        return images.ndim in (2, 3) and not _holds_objects(images)
+    several = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
+    return isinstance(images, (str, os.PathLike)) or is_picture(images) or not several
+
+
+def _listed(images: Any) -> Any:
+    """A list of what is no more than iterable, or holds paths; what makes its items when it is indexed, as it is."""
+    if isinstance(images, np.ndarray) and _holds_objects(images):
+        return images.reshape(-1).tolist()
+    if isinstance(images, (list, tuple, np.ndarray)) or is_tensor(images) or not hasattr(images, "__iter__"):
+        return images
+    if isinstance(images, Sequence) or _is_dataset(images):
+        is_lazy = len(images) == 0 or not isinstance(images[0], (str, os.PathLike))
+        return images if is_lazy else list(images)
+    return list(images)  # a generator, or a column of pandas, whose labels are not its places
+
+
+def _holds_objects(array: Any) -> bool:
+    return not is_tensor(array) and array.dtype.kind in "OU"
+
+
+def _is_dataset(images: Any) -> bool:
+    paddle = sys.modules.get("paddle")
+    return paddle is not None and isinstance(images, paddle.io.Dataset)
+
+
+def _name(index: int, image: Any) -> Name:
+    """The path of an image or of an (image, label), or its index."""
+    image = image[0] if isinstance(image, (list, tuple)) and image else image
+    return str(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else index
 
 
 class Batch(NamedTuple):

@@ -489,9 +489,8 @@ class CLIP(nn.Layer):
         if not paddle.in_dynamic_mode():  # a program is traced: shapes may be free
             return self.visual(image.astype(self.dtype))
         require_images(image, self.visual.input_resolution)
-        image = (
-            paddle.to_tensor(image).astype(self.dtype) if isinstance(image, np.ndarray) else image.astype(self.dtype)
-        )
+        image = paddle.to_tensor(image) if isinstance(image, np.ndarray) else image
+        image = image.astype(self.dtype)
         if not image.shape[0]:  # which Paddle's kernels refuse
             return self.visual(paddle.zeros([1, *image.shape[1:]], image.dtype))[:0]
         return self.visual(image)

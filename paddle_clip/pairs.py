@@ -3,7 +3,7 @@
 import csv
 import os
 
-from .checkpoints.files import StrPath
+from .checkpoints.files import StrPath, expanded
 from .defaults import TEMPLATE
 from .images import image_files
 
@@ -30,7 +30,7 @@ def read_pairs(path: StrPath, template: str = TEMPLATE) -> list[Pair]:
         ValueError: if there are no pairs, columns, captions or images are missing, or the template has no `{}`.
         OSError: if a file or folder cannot be read.
     """
-    path = os.fspath(path)
+    path = expanded(path)
     pairs = _pairs_of_folder(path, template) if os.path.isdir(path) else _pairs_of_csv(path)
     if not pairs:
         raise ValueError(f"{path} holds no (image, caption) pairs")

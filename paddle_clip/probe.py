@@ -7,7 +7,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from .checkpoints.files import StrPath, replacing
+from .checkpoints.files import StrPath, expanded, replacing
 from .extras import require
 
 
@@ -60,7 +60,7 @@ class LinearProbe:
             OSError: if the file cannot be read.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(expanded(path), allow_pickle=False) as arrays:
                 return cls(arrays["weight"], arrays["bias"], arrays["classes"], float(arrays["C"]))
         except (AttributeError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is not a linear probe: {error}") from error

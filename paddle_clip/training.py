@@ -20,6 +20,7 @@ from .checkpoints.conversion import save
 from .checkpoints.files import StrPath
 from .checkpoints.reading import read
 from .checkpoints.settings import metadata_of
+from .checks import unwrapped
 from .defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, WARMUP, WEIGHT_DECAY
 from .encoding import HALF_DTYPES
 from .errors import CheckpointError
@@ -77,7 +78,8 @@ def finetune(
     optimiser is AdamW with the paper's betas; the learning rate rises linearly and falls along a cosine.
 
     Args:
-        model: a float32 `CLIP`. It is in eval mode afterwards.
+        model: a float32 `CLIP`; in `paddle.DataParallel` it is trained on this device alone. It is in eval mode
+            afterwards.
         pairs: a list of (image, caption), as `pairs.read_pairs` returns it; an image is whatever `preprocess` takes.
         output: path for the trained weights, see `save`. While training, a checkpoint is kept beside it, at `output`
             with the extension `.checkpoint.safetensors`; `load` reads it too.
@@ -106,14 +108,18 @@ def finetune(
         The steps that this call did, without those before a resumption.
 
     Raises:
-        ValueError: if an argument is out of range, there are fewer pairs than one batch takes, an image cannot be
-            read, or there is a checkpoint that `resume` does not ask for, or one with other arguments or pairs.
+        ValueError: if an argument is out of range, a caption is no text, there are fewer pairs than one batch takes,
+            an image cannot be read, or there is a checkpoint that `resume` does not ask for, or one with other
+            arguments or pairs.
         CheckpointError: if the checkpoint cannot be used.
         FileNotFoundError: if there is no folder for the output.
         FloatingPointError: if the loss is not finite. The last checkpoint remains.
         ImportError: if `logdir` is given and VisualDL is missing.
     """
-    seed = int(seed)
+    model, seed = unwrapped(model), int(seed)
+    pairs = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
+    pairs = pairs if hasattr(pairs, "__len__") else list(pairs)
+    output = files.expanded(output) if output else output
     settings = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -130,7 +136,7 @@ def finetune(
     if output:
         files.require_place(output)
     settings["pairs"] = f"{len(pairs)} with SHA-256 {_digest(pairs)}"
-    checkpoint = f"{os.path.splitext(os.fspath(output))[0]}.checkpoint.safetensors" if output else None
+    checkpoint = f"{os.path.splitext(output)[0]}.checkpoint.safetensors" if output else None
     if checkpoint and os.path.exists(checkpoint) and not resume:
         raise ValueError(
             f"{checkpoint} is of an unfinished training: give resume=True to continue, or delete the file to start anew"
@@ -432,14 +438,29 @@ def _require(holds: bool, name: str, value: Any, rule: str) -> None:
 
 def _digest(pairs: Sequence[tuple[Any, str]]) -> str:
     digest = hashlib.sha256()
-    for image, caption in pairs:
+    for row, pair in enumerate(pairs):
+        image, caption = _sound_pair(row, pair)
         name = os.path.basename(image) if isinstance(image, (str, os.PathLike)) else ""
         digest.update(f"{name}\0{caption}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _sound_pair(row: int, pair: Any) -> tuple[Any, str]:
+    """An (image, caption), or a ValueError that names the row: training would stop at it after hours."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(f"pair {row} is {pair!r:.80}; expected (image, caption)")
+    image, caption = pair
+    if not isinstance(caption, str):
+        raise ValueError(f"the caption of pair {row} is {caption!r:.80}, of the type {type(caption).__name__}; a text")
+    try:
+        caption.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError(f"the caption of pair {row} is {caption!a:.80}, which is no text in Unicode") from None
+    return image, caption
 
 
 def _visualdl(logdir: StrPath) -> AbstractContextManager[Any]:
     require("visualdl")
     from visualdl import LogWriter
 
-    return LogWriter(logdir=os.fspath(logdir))
+    return LogWriter(logdir=files.expanded(logdir))

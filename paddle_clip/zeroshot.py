@@ -17,10 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from .arrays import as_tensor
-from .checkpoints.files import StrPath
+from .checkpoints.files import StrPath, expanded
+from .checks import unwrapped
 from .defaults import BATCH_SIZE, LABELS_SHOWN, TEMPLATE
 from .encoding import Encoder, encode_images, encode_tokens, inference, logit_factor, progress_bar, takes_arrays, unit
-from .images import Name, as_images, batches, image_files, warn_of_damage
+from .images import Name, as_images, batches, image_files, is_one_image, warn_of_damage
 from .tokenizer import token_ids
 
 ClassNames = Iterable[Union[str, Sequence[str]]]  # a class with several names is a list of them
@@ -118,6 +119,7 @@ def encode_texts(
     with progress_bar(progress, total=len(texts), unit="text") as bar:
         features = as_tensor(text_features(model, texts, batch_tokens, bar))
     # numpy lacks bfloat16: half precision became float32 on the way.
+    model = unwrapped(model)
     return features if takes_arrays(model) else features.astype(getattr(model, "dtype", features.dtype))
 
 
@@ -125,10 +127,10 @@ def text_features(
     model: Encoder, texts: Sequence[str], batch_tokens: int = 1024, bar: "Optional[tqdm[Any]]" = None
 ) -> np.ndarray:
     """The features of `encode_texts` as an array [N, E]; float32 from half precision."""
-    with inference(model):
+    with inference(model) as model:
         starts = range(0, len(texts), _TEXTS_AT_ONCE)
         parts = [_encode(model, texts[start : start + _TEXTS_AT_ONCE], batch_tokens, bar) for start in starts]
-    return np.concatenate(parts) if parts else np.zeros([0, model.embed_dim], np.float32)
+        return np.concatenate(parts) if parts else np.zeros([0, model.embed_dim], np.float32)
 
 
 def _encode(model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "Optional[tqdm[Any]]") -> np.ndarray:
@@ -189,7 +191,7 @@ def _classifier(
     texts = [[template(name) for name in of_class for template in fill] for of_class in names]
     classes_at_once = max(1, _TEXTS_AT_ONCE // max(map(len, texts)))
     columns = []
-    with inference(model), progress_bar(progress, total=sum(map(len, texts)), unit="text") as bar:
+    with inference(model) as model, progress_bar(progress, total=sum(map(len, texts)), unit="text") as bar:
         for start in range(0, len(texts), classes_at_once):
             chosen = texts[start : start + classes_at_once]
             features = unit(_encode(model, [text for of_class in chosen for text in of_class], batch_tokens, bar))
@@ -239,7 +241,8 @@ def classify(
     Args:
         model: from `load`.
         preprocess: from `load`.
-        images: one image, as a path, a PIL image or a uint8 array, or a list of them.
+        images: one image, as a path, a PIL image, the bytes of a file or an open one, or a uint8 array; or several of
+            them, as `embed` takes them.
         labels: class names, see `zero_shot_classifier`; a class with several names is shown by its first.
         templates: see `zero_shot_classifier`.
         top_k: largest number of labels to return for an image.
@@ -255,11 +258,11 @@ def classify(
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k}; it must be at least 1")
-    many = isinstance(images, (list, tuple))
-    names, items = as_images(list(images) if many else [images])
+    many = not is_one_image(images)
+    names, items = as_images(images if many else [images])
     classes = class_names(labels)
     results = []
-    with inference(model):
+    with inference(model) as model:
         classifier = _classifier(model, classes, templates)  # [E, K]
         with contextlib.closing(batches(preprocess, names, items, batch_size, on_error=None)) as read:
             for batch in read:
@@ -317,9 +320,11 @@ def evaluate(
         RuntimeError: if a text is too long.
     """
     names, items, classnames = _labelled(dataset, classnames)
+    if not names:
+        raise ValueError("there are no images to measure on: the data set is empty")
     first, five, count = 0, 0, 0
     damaged: list[tuple[Name, str]] = []
-    with inference(model):
+    with inference(model) as model:
         classifier = _classifier(model, classnames, templates, progress=progress)  # [E, K]
         classes = classifier.shape[1]
         bar = progress_bar(progress, total=len(names), unit="image")
@@ -356,6 +361,7 @@ def _labelled(dataset: Any, classnames: Optional[ClassNames]) -> tuple[Any, Any,
 
 def labelled_files(folder: StrPath) -> tuple[list[str], list[tuple[str, int]], list[str]]:
     """The image paths of a folder with one folder per class, the same with labels, and the sorted folder names."""
+    folder = expanded(folder)
     with os.scandir(folder) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not folders:

@@ -271,7 +271,7 @@ def image_paths(names: Sequence[str]) -> list[str]:
     from ..images import image_files, samples
 
     paths: list[str] = []
-    for name in names:
+    for name in map(os.path.expanduser, names):
         if name == SAMPLES:
             paths += samples()
         elif os.path.isdir(name):
@@ -297,7 +297,7 @@ def labels_and_templates(
 
 def read_lines(path: str) -> list[Any]:
     """The lines of a text file that are not empty."""
-    with open(path, encoding="utf-8-sig") as file:
+    with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
         try:
             lines = [line.strip() for line in file if line.strip()]
         except UnicodeDecodeError as error:
@@ -309,7 +309,7 @@ def read_lines(path: str) -> list[Any]:
 
 def require_folder(path: str) -> None:
     """Raises OSError if a folder cannot be read, before a model is loaded."""
-    os.listdir(path)
+    os.listdir(os.path.expanduser(path))
 
 
 def print_json(value: Any) -> None:

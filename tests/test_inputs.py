@@ -1,0 +1,456 @@
+"""What people give: pictures in other forms, places, models in wrappers, and arguments that are slips."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image, ImageOps
+
+import paddle_clip
+from paddle_clip import CheckpointError, Predictor, hub, image_transform, presets, transforms
+from paddle_clip.checkpoints import files as checkpoint_files
+from paddle_clip.training import finetune
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return paddle_clip.load("tiny")
+
+
+@pytest.fixture
+def model(tiny):
+    return tiny[0]
+
+
+@pytest.fixture
+def preprocess(tiny):
+    return tiny[1]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "tiny"
+    paddle_clip.export(tiny[0], folder)
+    return folder
+
+
+def picture(size=(80, 60), mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def content_of(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def crop(monkeypatch, image, resolution, whole):
+    monkeypatch.setattr(transforms, "_RESIZED_WHOLE", 1 << 60 if whole else 0)
+    return np.asarray(transforms.resize_and_crop(image, resolution).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("size", [(1000, 1), (1, 999), (1777, 5), (3, 400), (700, 33)])
+def test_the_centre_of_a_long_picture_is_that_of_the_whole(monkeypatch, size, mode):
+    """nagadomi/nunif#256: PIL takes the box in float32, so that one value in some thousands is rounded differently."""
+    image = picture(size, mode)
+    whole, centre = (crop(monkeypatch, image, 64, is_whole) for is_whole in (True, False))
+    assert np.mean(whole != centre) < 1e-3
+    assert np.abs(whole - centre).max() <= (30 if mode == "RGBA" else 2)  # colours of what is nearly transparent
+
+
+def test_long_pictures_take_little_memory(tmp_path):
+    """nagadomi/nunif#256, DepthAnything/Depth-Anything-V2#256, deepfates/memery#10."""
+    script = (
+        "import resource, sys, paddle_clip; from PIL import Image; transform = paddle_clip.image_transform(224); "
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "[transform.array(Image.new('RGB', size)) for size in ((100_000, 1), (2, 90_000), (400_000, 3))]; "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    root = os.path.dirname(os.path.dirname(paddle_clip.__file__))
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) < 50_000  # KB
+
+
+def test_bytes_and_files_are_pictures(tmp_path, model, preprocess):
+    """jina-ai/clip-as-service, NudeNet#88: what a web server has."""
+    content = content_of(picture())
+    path = tmp_path / "图 片.png"
+    path.write_bytes(content)
+    expected = preprocess.array(picture())
+    with open(path, "rb") as file:
+        for given in (content, bytearray(content), memoryview(content), io.BytesIO(content), file, path, str(path)):
+            np.testing.assert_array_equal(preprocess.array(given), expected)
+    labels = ["red circle", "blue star"]
+    best = paddle_clip.classify(model, preprocess, path, labels)
+    assert paddle_clip.classify(model, preprocess, content, labels) == best
+    assert paddle_clip.classify(model, preprocess, [io.BytesIO(content), content], labels) == [best, best]
+    found = paddle_clip.embed(model, preprocess, [content, path], progress=False)
+    assert found.paths == [0, str(path)]
+    assert paddle_clip.embed(model, preprocess, content, progress=False).paths == [0]
+    assert paddle_clip.search(model, preprocess, found.features, found.paths, content)[0].score > 0.999
+    with open(path, encoding="latin-1") as file, pytest.raises(ValueError, match="open it with mode 'rb'"):
+        preprocess(file)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_is_its_first_frame(tmp_path, preprocess, format):
+    first, second = picture(), Image.new("RGB", (80, 60), "red")
+    content = content_of(first, format, save_all=True, append_images=[second])
+    frame = Image.open(io.BytesIO(content))
+    assert frame.n_frames == 2
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a file left open, too
+        np.testing.assert_array_equal(preprocess.array(path), preprocess.array(frame))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "warned"),
+    [
+        (np.full([9, 9], 40_000, np.uint16), True),
+        (np.full([9, 9], -5, np.int32), True),
+        (np.full([9, 9], 0.5, np.float32), True),
+        (np.full([9, 9], np.nan, np.float32), True),
+        (np.full([9, 9], 200, np.uint16), False),
+        (np.full([9, 9], 99.5, np.float32), False),
+    ],
+)
+def test_deep_pictures_are_openais_and_said_to_be_cut_off(tmp_path, preprocess, pixels, warned):
+    """python-pillow/Pillow#3011: 16-bit grey is clipped, not scaled."""
+    Image.fromarray(pixels).save(tmp_path / "x.tiff")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = preprocess.array(tmp_path / "x.tiff")
+    assert [str(warning.message)[:17] for warning in caught] == ["a picture of mode"] * warned
+    cut = np.asarray(Image.open(tmp_path / "x.tiff").resize((64, 64), Image.Resampling.BICUBIC).convert("RGB"))
+    np.testing.assert_array_equal(found, preprocess.array(cut))
+
+
+def test_exif_turns_if_it_is_asked_to():
+    image = picture((60, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    content = content_of(image, "JPEG", exif=exif)
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    assert turned.size == (40, 60)
+    expected = image_transform(64).array(turned)
+    np.testing.assert_array_equal(image_transform(64, exif=True).array(content), expected)
+    assert (image_transform(64).array(content) != expected).any()
+
+
+@pytest.mark.parametrize("given", [3, None, [[1]], {}, np.zeros([4, 4], np.int64)])
+def test_what_is_no_picture_is_named(preprocess, given):
+    name = "int64" if isinstance(given, np.ndarray) else type(given).__name__
+    with pytest.raises(ValueError, match=f"an image is .*found {name}"):
+        preprocess(given)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "ICO", "TGA", "JPEG2000"])
+def test_damaged_pictures_are_one_error(tmp_path, preprocess, format):
+    content, random = content_of(picture(), format), np.random.default_rng(0)
+    path = tmp_path / "x.bin"
+    for _ in range(30):
+        damaged = bytearray(content[: random.integers(1, len(content))])
+        for place in random.integers(0, len(damaged), 4):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                preprocess(path)
+            except ValueError as error:
+                assert "x.bin" in str(error)
+                assert len(str(error)) < 1000
+
+
+# -------------------------------------------------------------------------------------------------------------- places
+
+
+def test_home_folders_are_expanded(tmp_path, monkeypatch, model, preprocess):
+    """jina-ai/clip-as-service: a Dockerfile's ENV and a notebook expand no ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    paddle_clip.save(model, "~/a.pdparams")
+    paddle_clip.load("~/a.pdparams")
+    paddle_clip.convert("~/a.pdparams", "~/b.safetensors")
+    picture().save("p.png")
+    paddle_clip.embed(model, preprocess, "~/p.png", "~/f.npy", progress=False)
+    assert paddle_clip.load_features("~/f.npy").paths == [str(tmp_path / "p.png")]
+    assert hub.cache_folder("~/cache") == str(tmp_path / "cache")
+    monkeypatch.setenv("PADDLE_CLIP_CACHE", "~/other")
+    assert hub.cache_folder() == str(tmp_path / "other")
+    assert sorted(os.listdir()) == ["a.pdparams", "b.safetensors", "f.json", "f.npy", "p.png"]
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """A system that lets nobody write a lock; tests may run as root, whom no mode of a folder stops."""
+
+    def refuse(lock):
+        raise PermissionError(13, "Permission denied", lock.lock_file)
+
+    monkeypatch.setattr(hub.FileLock, "acquire", refuse)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32.pdparams", "ViT-B-32.pt"])
+def test_a_read_only_cache_is_read(files, tmp_path, read_only, monkeypatch, name):
+    """huggingface/transformers#22225: caches in images of containers."""
+    monkeypatch.setattr(hub, "_require_official", lambda row, path: None)
+    if name.endswith(".pt"):
+        (tmp_path / name).write_bytes((files / "vit.pt").read_bytes())
+    else:
+        paddle_clip.convert(files / "vit.pt", tmp_path / name)
+    paddle_clip.load("ViT-B/32", cache_dir=tmp_path)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path, read_only):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "cache", tmp_path / "empty"):
+        with pytest.raises(OSError, match=f"the cache {folder} cannot be written.*cache_dir=.*PADDLE_CLIP_CACHE"):
+            paddle_clip.load("ViT-B/32", cache_dir=folder)
+
+
+def test_a_mirror(tmp_path, monkeypatch):
+    """openai/CLIP#32: the published address is not reached from everywhere."""
+    row = presets.preset("RN50")
+    monkeypatch.setenv("PADDLE_CLIP_MIRROR", f"file://{tmp_path}/")
+    assert hub.url_of(row) == f"file://{tmp_path}/{row.sha256}/RN50.pt"
+    (tmp_path / row.sha256).mkdir()
+    (tmp_path / row.sha256 / "RN50.pt").write_bytes(b"something else")
+    with pytest.raises(hub.DownloadError, match=r"file with SHA-256 .*, expected"):
+        paddle_clip.load("RN50", cache_dir=tmp_path / "cache")
+    monkeypatch.setenv("PADDLE_CLIP_MIRROR", "mirror.example")
+    with pytest.raises(hub.DownloadError, match="PADDLE_CLIP_MIRROR"):
+        paddle_clip.load("RN50", cache_dir=tmp_path / "cache")
+
+
+def test_a_certificate_error_says_where_certificates_go(tmp_path, monkeypatch):
+    """openai/CLIP#75: networks with certificates of their own."""
+    import ssl
+    import urllib.error
+
+    def fail(*arguments, **options):
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed certificate"))
+
+    monkeypatch.setattr(hub.urllib.request, "urlopen", fail)
+    with pytest.raises(hub.DownloadError, match="SSL_CERT_FILE"):
+        paddle_clip.load("RN50", cache_dir=tmp_path)
+
+
+def test_a_full_disk_names_the_file(tmp_path, model):
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.npz"):
+        with checkpoint_files.replacing(tmp_path / "x.npz"):
+            raise OSError(28, "No space left on device")
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_that_are_no_text(tmp_path, model, preprocess):
+    folder = os.path.join(os.fsencode(tmp_path), b"a \xff \xe5\x9b\xbe")
+    os.mkdir(folder)
+    path = os.path.join(os.fsdecode(folder), "x y.png")
+    picture().save(path)
+    found = paddle_clip.embed(model, preprocess, os.fsdecode(folder), tmp_path / "f.npy", progress=False)
+    assert found.paths == paddle_clip.load_features(tmp_path / "f.npy").paths == [path]
+    paddle_clip.save(model, path + ".pdparams")
+    paddle_clip.load(path + ".pdparams")
+    with pytest.raises(ValueError, match=r"is no text.*choose an \.npy"):
+        paddle_clip.embed(model, preprocess, [path], tmp_path / "f.parquet", progress=False)
+
+
+@pytest.mark.parametrize("dtype", [paddle.float32, np.float32, np.dtype("float32"), "paddle.float32"])
+def test_a_dtype_of_paddle(dtype):
+    assert paddle_clip.load("tiny", dtype)[0].dtype == paddle.float32
+
+
+def test_the_default_dtype_changes_no_model(model, preprocess):
+    paddle.set_default_dtype("float64")
+    try:
+        loaded, _ = paddle_clip.load("tiny")
+        assert paddle.get_default_dtype() == "float64"
+        assert {tensor.dtype for tensor in loaded.state_dict().values()} == {paddle.float32}
+        tokens, image = paddle_clip.tokenize(["a red circle"]), preprocess(picture()).unsqueeze(0)
+        with paddle.no_grad():
+            for found, expected in zip(loaded(image, tokens), model(image, tokens)):
+                assert found.dtype == paddle.float32
+                np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    finally:
+        paddle.set_default_dtype("float32")
+
+
+def test_static_mode_is_named():
+    paddle.enable_static()
+    try:
+        with pytest.raises(RuntimeError, match=r"paddle\.disable_static\(\)"):
+            paddle_clip.load("tiny")
+    finally:
+        paddle.disable_static()
+
+
+# ----------------------------------------------------------------------------------------------------------- arguments
+
+IMAGES = [
+    (Image.new("RGB", (64, 64)), r"preprocess\(image\)\.unsqueeze\(0\)"),
+    ([Image.new("RGB", (64, 64))], r"a list of Image; .*paddle\.stack"),
+    ("x.png", "of the type str; .*preprocess"),
+    (None, "of the type NoneType"),
+    (np.zeros([3, 64, 64], np.float32), r"images\[None\]"),
+    (np.zeros([2, 64, 64, 3], np.float32), r"takes \[N, 3, 64, 64\]"),
+    (np.zeros([2, 3, 64, 64], np.uint8), "images are uint8; .*normalises"),
+]
+# openai/CLIP#212: tokenize with a longer context_length.
+TOKENS = [
+    (["a dog"], r"a list of str; .*tokenize\(texts\)"),
+    ("a dog", "of the type str; .*tokenize"),
+    (np.zeros([77], np.int64), r"tokens\[None\]"),
+    (np.zeros([1, 100], np.int64), r"takes \[N, 1 to 77\]: tokenize\(texts, context_length=77, truncate=True\)"),
+    (np.zeros([1, 0], np.int64), r"takes \[N, 1 to 77\]"),
+    (np.zeros([1, 1, 77], np.int64), r"takes \[N, 1 to 77\]"),
+    (np.zeros([1, 77], np.float32), "tokens are float32; .*int64"),
+    (np.full([1, 77], 50_000), "from 50000 to 50000; this model knows 0 to 49407"),
+    (np.full([1, 77], -1), "from -1 to -1; this model knows"),
+]
+
+
+@pytest.fixture(scope="module")
+def encoders(tiny, exported):
+    return {"CLIP": tiny[0], "Predictor": Predictor(exported)}
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Predictor"])
+def test_slips_are_told_the_call_that_is_right(encoders, kind):
+    encoder = encoders[kind]
+    for encode, slips in ((encoder.encode_image, IMAGES), (encoder.encode_text, TOKENS)):
+        for given, message in slips:
+            arrays = [given, paddle.to_tensor(given)] if isinstance(given, np.ndarray) and given.size else [given]
+            for value in arrays:
+                with pytest.raises(ValueError, match=message):
+                    encode(value)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Predictor"])
+def test_arrays_are_encoded(encoders, kind):
+    random, encoder = np.random.default_rng(0), encoders[kind]
+    image, tokens = random.standard_normal([2, 3, 64, 64]), paddle_clip.tokenize(["a", "b c"])
+    for encode, array in ((encoder.encode_image, image.astype("float32")), (encoder.encode_text, tokens.numpy())):
+        found, expected = encode(array), encode(paddle.to_tensor(array))
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Predictor"])
+def test_nothing_gives_nothing(encoders, preprocess, tmp_path, kind):
+    encoder = encoders[kind]
+    no_images, no_texts = paddle.zeros([0, 3, 64, 64]), paddle_clip.tokenize([])
+    assert list(encoder.encode_image(no_images).shape) == [0, 64]
+    assert list(encoder.encode_text(no_texts).shape) == [0, 64]
+    assert [list(logits.shape) for logits in encoder(no_images, paddle_clip.tokenize("a"))] == [[0, 1], [1, 0]]
+    assert list(paddle_clip.encode_texts(encoder, []).shape) == [0, 64]
+    assert paddle_clip.classify(encoder, preprocess, [], ["a", "b"]) == []
+    for output in (None, tmp_path / "x.npy", tmp_path / "x.parquet"):
+        found = paddle_clip.embed(encoder, preprocess, [], output, progress=False)
+        assert (found.features.shape, found.paths, found.damaged) == ((0, 64), [], [])
+
+
+@pytest.mark.parametrize("wrap", [paddle.DataParallel, paddle.jit.to_static])
+def test_wrapped_models(tmp_path, preprocess, wrap):
+    """openai/CLIP#36."""
+    model, _ = paddle_clip.load("tiny")
+    wrapped, image = wrap(model), picture()
+    image.save(tmp_path / "x.png")
+    paddle_clip.save(wrapped, tmp_path / "x.pdparams")
+    assert paddle_clip.load(tmp_path / "x.pdparams")[0].config == model.config
+    labels = ["red circle", "blue star"]
+    assert paddle_clip.classify(wrapped, preprocess, image, labels) == paddle_clip.classify(
+        model, preprocess, image, labels
+    )
+    found = paddle_clip.embed(wrapped, preprocess, [image], progress=False)
+    assert paddle_clip.encode_texts(wrapped, ["a"]).shape == [1, 64]
+    assert paddle_clip.search(wrapped, preprocess, found.features, found.paths, "a dog")[0].path == 0
+    assert len(finetune(wrapped, zip([image, image], ["a", "b"]), batch_size=2)) == 1
+
+
+def test_what_is_no_model_is_named(tiny, preprocess, tmp_path):
+    with pytest.raises(ValueError, match=r"found tuple; load returns \(model, preprocess\)"):
+        paddle_clip.encode_texts(tiny, ["a"])
+    with pytest.raises(ValueError, match=r"save\(model, path\), or .*paddle\.save"):
+        paddle_clip.save(tiny[0].state_dict(), tmp_path / "x.pdparams")
+
+
+class Column:
+    """A column of pandas after filtering: its labels are not 0, 1, 2."""
+
+    def __init__(self, items):
+        self.items = dict(zip((3, 7, 8, 11), items))
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, label):
+        return self.items[label]
+
+    def __iter__(self):
+        return iter(self.items.values())
+
+
+def test_paths_keep_their_names(model, preprocess):
+    """open_clip#144, mids/W207#1."""
+    paths = paddle_clip.images.samples()[:3]
+    kinds = (np.array, lambda paths: np.array(paths, object)[:, None], Column, iter, tuple, set, dict.fromkeys)
+    for kind in kinds:
+        found = paddle_clip.embed(model, preprocess, kind(paths), progress=False)
+        assert sorted(found.paths) == paths, kind
+    pairs = [(path, 0) for path in paths]
+    assert paddle_clip.embed(model, preprocess, pairs, progress=False).paths == paths
+    assert len(paddle_clip.classify(model, preprocess, np.array(paths), ["red circle", "blue star"])) == 3
+    pictures = Column([Image.open(path) for path in paths])
+    assert paddle_clip.embed(model, preprocess, pictures, progress=False).paths == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("x.png", float("nan")), "the caption of pair 1 is nan, of the type float"),
+        (("x.png", None), "the caption of pair 1 is None"),
+        (("x.png", b"a"), "the caption of pair 1 is b'a', of the type bytes"),
+        (("x.png", "\ud83d"), "the caption of pair 1 .* no text in Unicode"),
+        ("x.png", "pair 1 is 'x.png'; expected"),
+        (("x.png", "a", "b"), "pair 1 is .*; expected"),
+    ],
+)
+def test_captions_that_are_no_text_are_named(model, pair, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(model, [("x.png", "a"), pair], batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("embed_dim", 65, "embed_dim 65, and the program gives 64"),
+        ("context_length", 10**9, "context_length 1000000000, and the program has no"),
+        ("context_length", 78, "context_length 78, and the program has no"),
+        ("image_resolution", 96, r"image_resolution 96, and the program takes \[3, 64, 64\]"),
+        ("logit_scale", float("nan"), "no sound value for, logit_scale"),
+        ("vocab_size", -3, "no sound value for, vocab_size"),
+    ],
+)
+def test_an_export_is_what_its_config_says(exported, tmp_path, name, value, message):
+    path = exported / "config.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), name: value}))
+    try:
+        with pytest.raises(CheckpointError, match=message):
+            Predictor(exported)
+    finally:
+        path.write_text(before)
