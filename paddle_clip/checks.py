@@ -30,7 +30,7 @@ def as_numbers(value: Any) -> Any:
         array = np.asarray(value)
     except ValueError:  # rows of unlike length
         return value
-    return array if array.dtype.kind in "iuf" else value
+    return array if array.dtype.kind in "if" else value  # not one of pictures
 
 
 def require_images(images: Any, size: int) -> None:
