@@ -41,10 +41,12 @@ def random_inputs(config, batch=4, seed=0):
     random = np.random.default_rng(seed)
     images = random.standard_normal((batch, 3, config.image_resolution, config.image_resolution))
     tokens = np.zeros((batch, config.context_length), np.int64)
+    # The highest id, whatever the model reads for end-of-text: OpenAI's classes read no other.
+    end = config.vocab_size - 1 if config.eos_token_id is None else config.eos_token_id
     for row, length in zip(tokens, np.linspace(config.context_length, 3, batch).astype(int)):
-        row[0] = config.vocab_size - 2
-        row[1 : length - 1] = random.integers(1, config.vocab_size - 2, length - 2)
-        row[length - 1] = config.vocab_size - 1
+        row[0] = end - 1
+        row[1 : length - 1] = random.integers(1, max(2, end - 1), length - 2)
+        row[length - 1] = end
     return {"images": images, "tokens": tokens}
 
 

@@ -497,6 +497,8 @@ def test_shards(tmp_path, extension):
     report, _ = check(tmp_path, activation="gelu")
     assert report.kind.startswith("sharded ")
     assert report.tensors == len(arrays)
+    stem = "model" if extension == "safetensors" else "pytorch_model"
+    assert convert(tmp_path, activation="gelu").output == str(tmp_path / f"{stem}.pdparams")
     first = next(tmp_path.glob("*-00001-of-00003.*"))
     put(first, weights())
     with pytest.raises(CheckpointError, match=r"does not hold what the index says: .* and [0-9]+ more"):

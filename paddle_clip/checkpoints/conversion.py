@@ -15,7 +15,7 @@ from ..presets import PRESETS, preset_of
 from . import dialects
 from .casting import cast, dtype_name
 from .files import Checkpoint, StrPath, expanded, sha256
-from .reading import find_weights, read
+from .reading import INDEX, find_weights, read
 from .settings import metadata_of
 from .writing import Progress, no_progress, verify_checksums, write
 
@@ -78,7 +78,7 @@ def convert(
             this package, PaddleNLP or PaddleMIX, as PyTorch, Paddle or safetensors save it; or the folder of a model,
             see `find_weights`. One tower alone will do.
         output: path to write, by extension `.pdparams`, `.safetensors` or `.pt` (OpenAI's names, for PyTorch). By
-            default the source with the extension `.pdparams`.
+            default the source with the extension `.pdparams`, beside it.
         dtype: "float32", "float16", "bfloat16", "published" for OpenAI's mix of float16 and float32, or "keep" for
             the dtype each tensor has.
         activation: activation of the model, "quickgelu" or "gelu", where the file does not tell it.
@@ -97,7 +97,7 @@ def convert(
     """
     start = time.perf_counter()
     source = find_weights(source)
-    output = os.path.splitext(source)[0] + ".pdparams" if output is None else expanded(output)
+    output = default_output(source) if output is None else expanded(output)
     if dtype not in TARGET_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(TARGET_DTYPES)}")
     if os.path.exists(output) and os.path.exists(source) and os.path.samefile(source, output):
@@ -117,6 +117,11 @@ def convert(
         report = _report(checkpoint, weights, digest.result())
     seconds = time.perf_counter() - start
     return report._replace(output=output, bytes=os.path.getsize(output), seconds=seconds)
+
+
+def default_output(source: str) -> str:
+    """The path that `convert` writes by default: model.pdparams for model.safetensors, in shards or not."""
+    return os.path.splitext(source[: -len(INDEX)] if source.endswith(INDEX) else source)[0] + ".pdparams"
 
 
 def check(

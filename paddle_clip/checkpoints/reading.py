@@ -22,7 +22,7 @@ _WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "model_state.pdparams",
 )
-_INDEX = ".index.json"  # ends the name of a list of shards
+INDEX = ".index.json"  # ends the name of a list of shards
 
 
 def find_weights(path: StrPath) -> str:
@@ -36,7 +36,7 @@ def find_weights(path: StrPath) -> str:
     if not os.path.isdir(path):
         return path
     names = sorted(os.listdir(path))
-    found = [name for weights in _WEIGHTS for name in (weights, weights + _INDEX) if name in names]
+    found = [name for weights in _WEIGHTS for name in (weights, weights + INDEX) if name in names]
     if {"image.pdiparams", "text.pdiparams"} <= {*names}:
         raise CheckpointError(f"{path} is an exported model: open it with paddle_clip.Predictor({path!r})")
     if not found:

@@ -93,7 +93,8 @@ def convert(arguments: argparse.Namespace, after: "Callable[[str, Report], str]"
             asked = settings(arguments)
             report = conversion.convert(file, arguments.output, arguments.dtype, progress=progress, **asked)
         if arguments.json:
-            described = {**report._asdict(), "config": asdict(report.config)}
+            pictures = report.preprocessing._asdict()
+            described = {**report._asdict(), "config": asdict(report.config), "preprocessing": pictures}
             return json.dumps({"file": file, **described, **(contents._asdict() if contents else {})})
         if contents:
             return describe_contents(file, report, contents)
@@ -106,8 +107,10 @@ def require_different_outputs(arguments: argparse.Namespace) -> None:
     """Ends the program if several files would be converted to one."""
     if arguments.output and len(arguments.files) > 1:
         arguments.parser.error("-o names one output; convert several files without it")
-    stems = [os.path.realpath(file if os.path.isdir(file) else os.path.splitext(file)[0]) for file in arguments.files]
-    if len(set(stems)) < len(stems):
+    from ..checkpoints.conversion import default_output
+
+    outputs = [os.path.realpath(file if os.path.isdir(file) else default_output(file)) for file in arguments.files]
+    if len(set(outputs)) < len(outputs):
         arguments.parser.error(
             "two of these files have one output, as only their extensions differ: convert each alone, with -o"
         )
