@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 import paddle_clip
-from paddle_clip import CheckpointError
+from paddle_clip import CheckpointError, compiled
 from paddle_clip.checkpoints import dialects, positions
 from paddle_clip.checkpoints.conversion import check, convert
 from paddle_clip.checkpoints.shapes import parameter_shapes
@@ -396,6 +396,20 @@ def test_a_resolution_interpolates_the_image_positions_alone(tmp_path, variant):
     assert model.encode_image(paddle.zeros([1, 3, resolution, resolution])).shape == [1, config.embed_dim]
     with pytest.raises(ValueError, match=rf"takes multiples of {cell} pixels"):
         dialects.from_checkpoint(arrays, resolution=resolution + 1)
+
+
+def test_a_compiled_form_is_of_one_model_at_one_resolution(tmp_path):
+    path = save(tmp_path / "x.pt", {"ema": openai(ours(VIT)), "model": openai(ours(VIT, 1))})
+    asked = {"cache_dir": tmp_path, "activation": "quickgelu", "prefix": "model.", "resolution": 64}
+    predictor, preprocess = paddle_clip.load_compiled(path, "paddle", **asked)
+    assert preprocess.resolution == 64
+    model, _ = paddle_clip.load(path, **asked)
+    images = np.random.default_rng(0).normal(size=[2, 3, 64, 64]).astype(np.float32)
+    features = model.encode_image(paddle.to_tensor(images)).numpy()
+    np.testing.assert_allclose(predictor.encode_image(images), features, atol=1e-5)
+    assert compiled.has_form(path, "paddle", **asked)
+    for other in ({"prefix": "ema."}, {"resolution": 32}, {"resolution": None}):
+        assert not compiled.has_form(path, "paddle", **{**asked, **other})
 
 
 def test_a_text_tower_has_no_resolution():
