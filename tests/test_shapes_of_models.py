@@ -330,6 +330,16 @@ def test_towers_without_projections_give_what_hugging_face_pools():
             assert model.embed_dim == features.shape[1]
 
 
+@pytest.mark.parametrize("names", [hugging_face, paddlenlp])
+def test_towers_whose_heads_are_not_64_wide_are_refused(names):
+    """ViT-H's image tower, as in IP-Adapter: 16 heads, which shapes do not tell, where 1280 / 64 would be 20."""
+    config = VIT.__class__(8, 32, 1, 1280, 16, 64, 1, 1, 4, 20)
+    empty = {n: np.broadcast_to(np.float32(0), shape) for n, shape in parameter_shapes(config).items()}
+    state = {name: array for name, array in names(empty).items() if name.startswith("vis")}
+    with pytest.raises(CheckpointError, match="not 64 wide"):
+        dialects.from_checkpoint(state, activation="gelu")
+
+
 def test_two_towers_that_are_no_model_are_told():
     """Stable Diffusion XL has two text encoders."""
     text = {n: a for n, a in openai(ours(VIT)).items() if not n.startswith("visual.") and n != "logit_scale"}

@@ -16,6 +16,7 @@ from .files import TORCHSCRIPT, Checkpoint, brief
 
 # Files beside a checkpoint that are read.
 FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
+_WITH_CONFIG = ("Hugging Face", "PaddleNLP")  # dialects whose settings are in config.json
 Expected = Mapping[str, Container[Any]]  # {setting: the values of it that are computed here}
 
 
@@ -114,12 +115,12 @@ def settings_of(
     checkpoint = tensors if isinstance(tensors, Checkpoint) else Checkpoint("state dict")
     is_openais = checkpoint.kind == TORCHSCRIPT
     is_open_clips = dialect in ("OpenAI", "open_clip") and not is_openais
-    if is_open_clips and config.is_vit:
+    if (is_open_clips or dialect in _WITH_CONFIG) and config.is_vit:
         _require_heads_of_64(config, source)
     told = Settings()
     if "activation" in checkpoint.metadata:
         told = _in_metadata(checkpoint.metadata, config, source)
-    elif dialect == "Hugging Face" or is_open_clips:
+    elif dialect in _WITH_CONFIG or is_open_clips:
         told = _beside(checkpoint, config, dialect, source)
     if given:
         return told._replace(activation=given, told_by="request")
@@ -131,7 +132,9 @@ def settings_of(
     if told.activation:
         return told
     return told._replace(
-        activation=default, told_by=f"{dialect}'s names", is_assumed=dialect == "OpenAI" and not is_openais
+        activation=default,
+        told_by=f"{dialect}'s names",
+        is_assumed=dialect in ("OpenAI", "PaddleNLP") and not is_openais,
     )
 
 
@@ -234,11 +237,11 @@ def _in_metadata(metadata: Mapping[str, Any], config: CLIPConfig, source: str) -
 def _beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: str, source: str) -> Settings:
     """The settings in the files of Hugging Face or open_clip beside a checkpoint."""
     told = Settings()
-    file = "config.json" if dialect == "Hugging Face" else "open_clip_config.json"
+    file = "config.json" if dialect in _WITH_CONFIG else "open_clip_config.json"
     described = checkpoint.neighbour(file)
     if described is not None:
         sheet = _Sheet(file, source)
-        read = _hugging_face if dialect == "Hugging Face" else _open_clip
+        read = _hugging_face if dialect in _WITH_CONFIG else _open_clip
         activation, eos = read(sheet, described, config)
         sheet.close()
         told = Settings(activation, f"the {file} beside it", eos_token_id=eos)
@@ -252,7 +255,7 @@ def _preprocessing_beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: s
         ("preprocessor_config.json", "", _hugging_face_preprocessing),
         ("open_clip_config.json", "preprocess_cfg", _open_clip_preprocessing),
     ]
-    for file, section, read in places if dialect == "Hugging Face" else places[::-1]:
+    for file, section, read in places if dialect in _WITH_CONFIG else places[::-1]:
         described = checkpoint.neighbour(file)
         content = described.get(section) if described is not None and section else described
         if content is not None:
