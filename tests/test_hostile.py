@@ -61,8 +61,8 @@ def doubled(opcodes, times=40):
     return opcodes + b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(times))
 
 
-DEEP = b")" + b"\x85" * 200_000  # a tuple in a tuple …
-DEEP_LIST = b"]" * 200_000 + b"a" * 199_999
+DEEP = b")" + b"\x85" * 100_000  # a tuple in a tuple …
+DEEP_LIST = b"]" * 100_000 + b"a" * 99_999
 DEEP_DICT = b"}" + (b"q\0}" + text("a") + b"h\0s") * 30_000
 DEEP_NODE = b")" + b"q\0ca\nB\nh\0\x85R" * 30_000
 MEGABYTE = text("n" * 1_000_000)
@@ -92,8 +92,8 @@ VALUES = {
     + b"C\1a\x86R",
     "deep_set": b"\x8f(" + DEEP + b"\x90",
     "deep_frozenset": b"(" + DEEP + b"\x91",
-    "deep_parameter": tensor() + b"q\0ctorch._utils\n_rebuild_parameter\nh\0\x85R" * 50_000,
-    "deep_marks": b"(" * 300_000,
+    "deep_parameter": tensor() + b"q\0ctorch._utils\n_rebuild_parameter\nh\0\x85R" * 20_000,
+    "deep_marks": b"(" * 100_000,
     "doubled_key": b"}" + doubled(b")") + b"Ns",
     "doubled_value": b"}" + text("a") + doubled(b")") + b"s",
     "doubled_dicts": b"}" + b"".join(b"q%c}(Kah%cKbh%cu" % (i, i, i) for i in range(40)),
@@ -102,11 +102,11 @@ VALUES = {
     "doubled_global": doubled(b")") + text("a") + b"\x93",
     "cycle": b"]q\0h\0a",
     "cycles": b"}q\0(" + b"".join(text(f"{i}") + b"h\0" for i in range(1000)) + b"u",
-    "wide_list_often": b"](" + b"N" * 400_000 + b"eq\0}(" + b"".join(text(f"{i}") + b"h\0" for i in range(9000)) + b"u",
-    "wide_module_often": b"](" + b"N" * 300_000 + b"eq\0}(" + text("t") + tensor() + text("l") + b"h\0uq\1"
+    "wide_list_often": b"](" + b"N" * 200_000 + b"eq\0}(" + b"".join(text(f"{i}") + b"h\0" for i in range(9000)) + b"u",
+    "wide_module_often": b"](" + b"N" * 200_000 + b"eq\0}(" + text("t") + tensor() + text("l") + b"h\0uq\1"
     b"](" + b"h\1" * 30_000 + b"e",
     "colliding_keys": b"}(" + b"".join(integer(i * (2**61 - 1)) + b"N" for i in range(60_000)) + b"u",
-    "one_key_often": b"}q\0(" + MEGABYTE + b"q\1N" + b"h\1N" * 200_000 + b"u",
+    "one_key_often": b"}q\0(" + MEGABYTE + b"q\1N" + b"h\1N" * 50_000 + b"u",
     "long_key": b"}" + MEGABYTE + tensor() + b"s",
     "long_global": MEGABYTE + b"q\0" + b"h\0h\0\x93" * 100_000,
     "long_names_of_globals": b"ca"
@@ -117,7 +117,7 @@ VALUES = {
     + b"q\2"
     + b"h\1h\0h\2\x86R" * 20_000,
     "huge_number": integer(1 << 8_000_000),
-    "huge_numbers": b"}(" + integer(1 << 80_000_00) + b"q\0N" + b"h\0N" * 100_000 + b"u",
+    "huge_numbers": b"}(" + integer(1 << 80_000_00) + b"q\0N" + b"h\0N" * 30_000 + b"u",
     "huge_decimal": b"I" + b"9" * 2_000_000 + b"\n",
     "huge_count": tensor(count=integer(1 << 8_000_000)),
     "huge_shape": tensor(shape=(integer(1 << 800_000) + b"q\0" + b"h\0" * 2).join([b"(", b"t"])),
