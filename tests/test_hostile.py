@@ -61,7 +61,7 @@ def doubled(opcodes, times=40):
     return opcodes + b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(times))
 
 
-DEEP = b")" + b"\x85" * 100_000  # a tuple in a tuple …
+DEEP = b")" + b"\x85" * 200_000  # a tuple in a tuple …
 DEEP_LIST = b"]" * 100_000 + b"a" * 99_999
 DEEP_DICT = b"}" + (b"q\0}" + text("a") + b"h\0s") * 30_000
 DEEP_NODE = b")" + b"q\0ca\nB\nh\0\x85R" * 30_000
