@@ -218,15 +218,13 @@ def _resize_centre(
         resample: the filter, of PIL; bicubic has the widest reach.
     """
     low, high = start * scale, (start + resolution) * scale
-    is_tall = image.width <= image.height
     first = max(0, math.floor(low) - _BICUBIC_REACH)
     last = min(max(image.size), math.ceil(high) + _BICUBIC_REACH)
     # PIL takes the box in float32, which holds small numbers with more digits: what is cut off comes before.
-    if is_tall:
-        part = image.crop((0, first, image.width, last))
-        return part.resize((resolution, resolution), resample, (0, low - first, image.width, high - first))
-    part = image.crop((first, 0, last, image.height))
-    return part.resize((resolution, resolution), resample, (low - first, 0, high - first, image.height))
+    kept, box = (first, 0, last, image.height), (low - first, 0.0, high - first, float(image.height))
+    if image.width <= image.height:
+        kept, box = (0, first, image.width, last), (0.0, low - first, float(image.width), high - first)
+    return image.crop(kept).resize((resolution, resolution), resample, box)
 
 
 def resize_and_pad(image: Image.Image, resolution: int, resample: Image.Resampling, fill_color: int) -> Image.Image:
