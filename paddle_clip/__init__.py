@@ -47,6 +47,8 @@ if not PADDLE_IS_INSTALLED:
 def __getattr__(name: str) -> Any:
     if name in _OLD_ROOMS:
         return importlib.import_module(f"{__name__}.{_OLD_ROOMS[name]}")
+    if name in _ROOM_OF.values():  # such as paddle_clip.transforms
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if not PADDLE_IS_INSTALLED and (name in _WITH_PADDLE or name.startswith("clip_")):

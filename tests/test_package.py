@@ -79,3 +79,9 @@ def test_the_extras_are_those_of_pyproject():
     for extra, packages in extras.EXTRAS.items():
         found = {re.split("[<>=]", requirement)[0] for requirement in ast.literal_eval(listed[extra])}
         assert found == {extras._PIP_NAMES.get(package, package) for package in packages}, extra
+
+
+def test_rooms_are_attributes():
+    code = "import paddle_clip; print(paddle_clip.transforms.image_transform, paddle_clip.presets.PRESETS[0].name)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("RN50\n")
