@@ -197,9 +197,12 @@ def test_sharded_files_must_be_whole_and_at_home(library_files, tmp_path):
 
 def test_two_models_in_one_file_are_refused(library_files, tmp_path):
     state = torch.load(library_files / "vit_state_dict.pt")
-    torch.save({"model": state, "ema": state}, tmp_path / "x.pt")
+    average = {name: tensor.clone() for name, tensor in state.items()}
+    torch.save({"model": state, "ema": average}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"several models: ema\.\*, model\.\*"):
         check(tmp_path / "x.pt")
+    torch.save({"model": state, "ema": state}, tmp_path / "x.pt")  # the same tensors twice are one model
+    assert check(tmp_path / "x.pt")[0].ignored
 
 
 def test_what_is_beside_the_model_is_told(library_files, run, tmp_path):
