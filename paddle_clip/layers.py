@@ -180,6 +180,11 @@ def _in_sot() -> bool:
     return psdb is not None and psdb.in_sot()
 
 
+def is_traced() -> bool:
+    """Whether a program is made of this code: shapes may be free then, and there is nothing to check."""
+    return not paddle.in_dynamic_mode() or _in_sot()
+
+
 def swap(x: Tensor) -> Tensor:
     """[N, A, B, D] -> [N, B, A, D], in its own memory.
 

@@ -30,6 +30,7 @@ from .layers import (
     few_rows,
     float32_if_half,
     has_hooks,
+    is_traced,
     linear,
     load_strictly,
     may_read_weights,
@@ -456,7 +457,8 @@ class CLIP(nn.Layer):
     @property
     def dtype(self) -> paddle.dtype:
         """The dtype the towers compute in: that of the first convolution, or of the first MLP of a text tower alone."""
-        first = self.visual.conv1 if self.config.has_image else self.transformer.resblocks[0].mlp.c_fc
+        # Not `config.has_image`: where Paddle simulates this code, a property of a data class ends the process.
+        first = self.visual.conv1 if self.config.vision_width else self.transformer.resblocks[0].mlp.c_fc
         return first.weight.dtype
 
     def set_state_dict(
@@ -484,10 +486,10 @@ class CLIP(nn.Layer):
         Raises:
             ValueError: if the image is not [B, 3, R, R] or not in floating point, or the model is a text tower alone.
         """
+        if is_traced():
+            return self.visual(image.astype(self.dtype))
         if not self.config.has_image:
             raise ValueError("this model is a text tower alone: encode_image takes the whole model, or its image tower")
-        if not paddle.in_dynamic_mode():  # a program is traced: shapes may be free
-            return self.visual(image.astype(self.dtype))
         require_images(image, self.visual.input_resolution)
         image = paddle.to_tensor(image) if isinstance(image, np.ndarray) else image
         image = image.astype(self.dtype)
@@ -544,11 +546,11 @@ class CLIP(nn.Layer):
             ValueError: if the text is not [B, 1 to the context length], or not of ids of the vocabulary, or the model
                 is an image tower alone.
         """
-        if not self.config.has_text:
-            raise ValueError("this model is an image tower alone: encode_text takes the whole model, or its text tower")
-        if not paddle.in_dynamic_mode():  # a program is traced
+        if is_traced():
             x = self.ln_final(self.transformer.of_one(self._embed(text), self._end_of_text(text)))  # [B, 1, D]
             return project(x.squeeze(1), self.text_projection)
+        if not self.config.has_text:
+            raise ValueError("this model is an image tower alone: encode_text takes the whole model, or its text tower")
         require_tokens(text, self.positional_embedding.shape[0], self._known_ids())
         text = paddle.to_tensor(text) if isinstance(text, np.ndarray) else text
         if not text.shape[0]:  # which Paddle's kernels refuse
@@ -572,9 +574,10 @@ class CLIP(nn.Layer):
         """
         image_features = float32_if_half(self.encode_image(image))  # [N, E]
         text_features = float32_if_half(self.encode_text(text))  # [M, E]
-        if paddle.in_dynamic_mode() and 0 in (image_features.shape[0], text_features.shape[0]):
-            logits_per_image = paddle.zeros([image_features.shape[0], text_features.shape[0]], image_features.dtype)
-            return logits_per_image, logits_per_image.t()
+        rows, columns = image_features.shape[0], text_features.shape[0]
+        if not is_traced() and rows * columns == 0:  # which Paddle's kernels refuse
+            empty = paddle.zeros([rows, columns], image_features.dtype)
+            return empty, empty.t()
 
         image_features = image_features / image_features.norm(axis=-1, keepdim=True)
         text_features = text_features / text_features.norm(axis=-1, keepdim=True)
