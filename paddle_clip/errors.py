@@ -24,12 +24,13 @@ def listed(items: Sequence[str], room: int = _ROOM, separator: str = ", ") -> st
     """Items of a message in one line: a dozen at most, as many as have room, then how many more there are.
 
     Args:
-        items: names and what is said of them; long ones lose their middle.
+        items: names and what is said of them; control characters are escaped, and long ones lose their middle.
         room: number of characters; the first item is always there.
         separator: what stands between two items.
     """
     shown: list[str] = []
     for item in items[:_MOST]:
+        item = item if item.isprintable() else repr(item)
         item = item if len(item) <= 160 else f"{item[:80]}…{item[-60:]}"
         room -= len(item) + len(separator)
         if shown and room < 0:

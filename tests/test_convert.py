@@ -99,7 +99,7 @@ def test_errors_are_one_line_and_touch_nothing(run, files, folder):
     before = sorted(os.listdir(folder))
     out = ("-o", folder / "old.pdparams")
     assert fails(run(PT2PADDLE, folder / "none.pt", *out), "none.pt", "No such file")
-    assert fails(run(PT2PADDLE, folder, *out), "Is a directory")
+    assert fails(run(PT2PADDLE, folder, *out), "holds no weights", "give its path")
     assert fails(run(PT2PADDLE, folder / "text.pt", *out), "not a checkpoint", "expected a PyTorch .pt")
     assert fails(run(PT2PADDLE, folder / "short.pt", *out), "damaged or truncated", "download it again")
     assert fails(run(PT2PADDLE, folder / "empty.pt", *out), "is empty")

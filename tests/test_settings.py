@@ -515,7 +515,7 @@ def test_a_compiled_form_belongs_to_the_settings_and_shards(tmp_path):
     shard(tmp_path, arrays, "bin")
 
     def key():
-        return _folder(str(tmp_path / "pytorch_model.bin.index.json"), "paddle", tmp_path, None)
+        return _folder(str(tmp_path / "pytorch_model.bin.index.json"), "paddle", tmp_path, {})
 
     first = key()
     assert key() == first

@@ -343,7 +343,7 @@ def test_towers_whose_heads_are_not_64_wide_are_refused(names):
 def test_two_towers_that_are_no_model_are_told():
     """Stable Diffusion XL has two text encoders."""
     text = {n: a for n, a in openai(ours(VIT)).items() if not n.startswith("visual.") and n != "logit_scale"}
-    state = {f"{name}.{n}": a for name in ("first", "second") for n, a in text.items()}
+    state = {f"{name}.{n}": a.copy() for name in ("first", "second") for n, a in text.items()}
     with pytest.raises(CheckpointError, match=r"several towers: first\.\*, second\.\*; .*prefix='first\.'"):
         dialects.from_checkpoint(state)
     assert dialects.from_checkpoint(state, prefix="second").alone == "a text tower alone"
