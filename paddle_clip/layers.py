@@ -382,7 +382,7 @@ def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
 
 def few_rows(layer: nn.Layer, x: Tensor) -> Tensor:
     """layer(x) for one token of each row: [B, …, D] -> [B, …, E]. A linear layer rounds as `project` does."""
-    if paddle.in_dynamic_mode() and type(layer) is nn.Linear and not has_hooks(layer):
+    if not is_traced() and type(layer) is nn.Linear and not has_hooks(layer):
         return project(x, layer.weight) + layer.bias
     return layer(x)
 
