@@ -524,3 +524,15 @@ def test_a_compiled_form_belongs_to_the_settings_and_shards(tmp_path):
     arrays["logit_scale"] = arrays["logit_scale"] + 1
     shard(tmp_path, arrays, "bin")
     assert len({first, second, key()}) == 3
+
+
+def test_settings_that_are_not_read_are_told(tmp_path):
+    """What paddle.save writes has no metadata, and its names do not tell whose settings those beside it are."""
+    model, _ = paddle_clip.load(open_clip_folder(tmp_path / "hub") / "open_clip_model.safetensors")
+    paddle.save(model.state_dict(), str(tmp_path / "hub" / "mine.pdparams"))
+    with pytest.warns(UserWarning, match=r"open_clip_config\.json beside it is not read.*paddle_clip\.save"):
+        check(tmp_path / "hub" / "mine.pdparams")
+    save(model, tmp_path / "hub" / "mine.pdparams")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert check(tmp_path / "hub" / "mine.pdparams")[0].config.activation == "gelu"

@@ -6,6 +6,7 @@ harmless. One that is not known is told in a warning.
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Container, Mapping
 from typing import Any, NamedTuple, Optional
@@ -122,6 +123,8 @@ def settings_of(
         told = _in_metadata(checkpoint.metadata, config, source)
     elif dialect in _WITH_CONFIG or is_open_clips:
         told = _beside(checkpoint, config, dialect, source)
+    elif not is_openais:
+        _warn_of_unread(checkpoint, dialect, source)
     if given:
         return told._replace(activation=given, told_by="request")
     if not told.activation and not default:
@@ -136,6 +139,18 @@ def settings_of(
         told_by=f"{dialect}'s names",
         is_assumed=dialect in ("OpenAI", "PaddleNLP") and not is_openais,
     )
+
+
+def _warn_of_unread(checkpoint: Checkpoint, dialect: str, source: str) -> None:
+    """Warns of files that tell settings beside weights of which `paddle.save` kept no metadata."""
+    folder = os.path.dirname(checkpoint.maps[0].path) if checkpoint.maps else None
+    unread = [name for name in FILES if folder is not None and os.path.isfile(os.path.join(folder, name))]
+    if unread:
+        warnings.warn(
+            f"{source}: {listed(unread)} beside it is not read, as the file is in {dialect}'s names and without "
+            "metadata. If it tells of this model, convert the original file, or save the model with paddle_clip.save",
+            stacklevel=2,
+        )
 
 
 def metadata_of(config: CLIPConfig, preprocessing: Preprocessing) -> dict[str, str]:
