@@ -54,8 +54,13 @@ def normal_(parameter: Tensor, std: float) -> None:
 
 
 def zeros() -> paddle.ParamAttr:
-    """The attributes of a parameter that begins at 0, or is drawn later."""
+    """The attributes of a parameter that begins at 0."""
     return paddle.ParamAttr(initializer=nn.initializer.Constant(0.0))
+
+
+def default() -> Optional[paddle.ParamAttr]:
+    """The attributes of a parameter that Paddle draws, as a seed has always drawn it; its own draw comes later."""
+    return None if _draws.get() else zeros()
 
 
 def _uniform(bound: float) -> paddle.ParamAttr:

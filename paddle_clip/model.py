@@ -27,6 +27,7 @@ from .layers import (
     attention_of_one,
     causal_bound,
     conv,
+    default,
     few_rows,
     float32_if_half,
     has_hooks,
@@ -38,7 +39,6 @@ from .layers import (
     normal_,
     project,
     token,
-    zeros,
 )
 from .threads import use_cores
 
@@ -415,11 +415,11 @@ class CLIP(nn.Layer):
             self.transformer = Transformer(
                 transformer_width, transformer_layers, transformer_heads, activation, causal=True
             )
-            self.token_embedding = nn.Embedding(vocab_size, transformer_width, weight_attr=zeros())
-            self.positional_embedding = self.create_parameter([context_length, transformer_width], attr=zeros())
+            self.token_embedding = nn.Embedding(vocab_size, transformer_width, weight_attr=default())
+            self.positional_embedding = self.create_parameter([context_length, transformer_width], attr=default())
             self.ln_final = LayerNorm(transformer_width)
             self.text_projection = (
-                self.create_parameter([transformer_width, embed_dim], attr=zeros()) if embed_dim else None
+                self.create_parameter([transformer_width, embed_dim], attr=default()) if embed_dim else None
             )
         if self.config.has_image and self.config.has_text:
             initial = nn.initializer.Constant(math.log(1 / 0.07))
@@ -428,6 +428,10 @@ class CLIP(nn.Layer):
 
     def initialize_parameters(self) -> None:
         """Draws the weights OpenAI does not leave at PyTorch's defaults (OpenAI's method of this name)."""
+        if self.config.has_text:
+            normal_(self.token_embedding.weight, 0.02)
+            normal_(self.positional_embedding, 0.01)
+
         visual = self.visual if self.config.has_image else None
         if isinstance(visual, ModifiedResNet):
             pool = visual.attnpool
@@ -439,8 +443,6 @@ class CLIP(nn.Layer):
 
         if not self.config.has_text:
             return
-        normal_(self.token_embedding.weight, 0.02)
-        normal_(self.positional_embedding, 0.01)
         width, layers = self.transformer.width, self.transformer.layers
         for block in self.transformer.resblocks:
             normal_(block.attn.in_proj.weight, width**-0.5)

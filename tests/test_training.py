@@ -25,7 +25,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 
 @pytest.fixture
 def model():
-    paddle.seed(3)
+    paddle.seed(1)
     return presets.build(SMALL)
 
 
