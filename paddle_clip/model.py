@@ -19,10 +19,12 @@ from paddle import Tensor, nn
 from .checks import require_images, require_tokens
 from .config import CLIPConfig, Preprocessing
 from .layers import (
+    AvgPool2D,
     BatchNorm2D,
     LayerNorm,
     MultiHeadAttention,
     Place,
+    add_,
     attention,
     attention_of_one,
     causal_bound,
@@ -38,9 +40,10 @@ from .layers import (
     normal,
     normal_,
     project,
+    relu_,
     token,
 )
-from .threads import use_cores
+from .threads import keep_memory, use_cores
 
 
 class Bottleneck(nn.Layer):
@@ -54,25 +57,25 @@ class Bottleneck(nn.Layer):
         self.bn1 = BatchNorm2D(planes)
         self.conv2 = conv(planes, planes, 3, padding=1)
         self.bn2 = BatchNorm2D(planes)
-        self.avgpool = nn.AvgPool2D(stride) if stride > 1 else None
+        self.avgpool = AvgPool2D(stride) if stride > 1 else None
         self.conv3 = conv(planes, planes * self.expansion, 1)
         self.bn3 = BatchNorm2D(planes * self.expansion)
         self.downsample = None
         if stride > 1 or inplanes != planes * self.expansion:
             self.downsample = nn.Sequential(
-                ("-1", nn.AvgPool2D(stride)),
+                ("-1", AvgPool2D(stride)),
                 ("0", conv(inplanes, planes * self.expansion, 1)),
                 ("1", BatchNorm2D(planes * self.expansion)),
             )
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)  # [B, 4P, H/s, W/s]
-        x = F.relu(self.bn1(self.conv1(x)))  # [B, P, H, W]
-        x = F.relu(self.bn2(self.conv2(x)))  # [B, P, H, W]
+        x = relu_(self.bn1(self.conv1(x)))  # [B, P, H, W]
+        x = relu_(self.bn2(self.conv2(x)))  # [B, P, H, W]
         if self.avgpool is not None:
             x = self.avgpool(x)  # [B, P, H/s, W/s]
         x = self.bn3(self.conv3(x))  # [B, 4P, H/s, W/s]
-        return F.relu(x + identity)
+        return relu_(add_(x, identity))
 
 
 class AttentionPool2D(nn.Layer):
@@ -123,7 +126,7 @@ class ModifiedResNet(nn.Layer):
         self.bn2 = BatchNorm2D(width // 2)
         self.conv3 = conv(width // 2, width, 3, padding=1)
         self.bn3 = BatchNorm2D(width)
-        self.avgpool = nn.AvgPool2D(2)
+        self.avgpool = AvgPool2D(2)
 
         self.layer1 = self._make_layer(width, width, layers[0])
         self.layer2 = self._make_layer(width * 4, width * 2, layers[1], stride=2)
@@ -142,9 +145,11 @@ class ModifiedResNet(nn.Layer):
         [B, 3, R, R] -> [B, W, R/4, R/4], [B, 4W, R/4, R/4], [B, 8W, R/8, R/8], [B, 16W, R/16, R/16] and
         [B, 32W, R/32, R/32], W the width.
         """
-        x = F.relu(self.bn1(self.conv1(x)))  # [B, W/2, R/2, R/2]
-        x = F.relu(self.bn2(self.conv2(x)))  # [B, W/2, R/2, R/2]
-        x = F.relu(self.bn3(self.conv3(x)))  # [B, W, R/2, R/2]
+        if not is_traced():
+            keep_memory()
+        x = relu_(self.bn1(self.conv1(x)))  # [B, W/2, R/2, R/2]
+        x = relu_(self.bn2(self.conv2(x)))  # [B, W/2, R/2, R/2]
+        x = relu_(self.bn3(self.conv3(x)))  # [B, W, R/2, R/2]
         states = [self.avgpool(x)]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             states.append(stage(states[-1]))

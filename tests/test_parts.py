@@ -254,6 +254,14 @@ def test_the_last_block_of_a_program_computes_one_token():
     np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("window, size", [(2, (6, 8)), (2, (5, 8)), (2, (6, 7)), (1, (4, 4)), (3, (6, 6))])
+def test_pools_are_paddles(window, size):
+    x = paddle.randn([2, 3, *size])
+    ours, theirs = layers.AvgPool2D(window)(x), paddle.nn.AvgPool2D(window)(x)
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-6, atol=1e-6)
+
+
 def test_few_rows_computes_the_layer():
     layer = layers.linear(16, 8)
     layer.to(dtype="float64")

@@ -82,3 +82,32 @@ def test_quotas_of_control_groups_count(tmp_path, monkeypatch, files, cores):
     monkeypatch.setattr(threads, "_CGROUPS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(4)))
     assert threads.available_cores() == cores
+
+
+KEPT = """
+import ctypes
+from paddle_clip import threads
+calls = []
+library = type("Library", (), {{"mallopt": lambda self, *call: calls.append(call)}})()
+ctypes.CDLL = lambda name: {library}
+threads.keep_memory(), threads.keep_memory()
+print(calls)
+"""
+
+
+def kept(library="library", **environment):
+    script = KEPT.format(library=library)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    return done.stdout.strip() or done.stderr
+
+
+def test_memory_is_kept_once_unless_the_environment_says_otherwise():
+    assert kept() == "[(-3, 1073741824), (-1, 1073741824)]"
+    assert kept(MALLOC_TRIM_THRESHOLD_="131072") == "[]"
+    assert kept(GLIBC_TUNABLES="glibc.malloc.hugetlb=1") == "[]"
+
+
+def test_another_c_library_is_left_as_it_is():
+    assert kept(library="object()") == "[]"
