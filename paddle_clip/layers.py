@@ -176,7 +176,7 @@ def token(x: Tensor, at: Place) -> Tensor:
     """[B, L, D] -> [B, 1, D]: the token at a place of each row."""
     if isinstance(at, int):
         return x[:, at : at + 1]
-    rows = paddle.arange(x.shape[0])  # [B]
+    rows = paddle.arange(size(x, 0))  # [B]
     return paddle.gather_nd(x, paddle.stack([rows, at], axis=-1)).unsqueeze(1)
 
 
@@ -219,6 +219,11 @@ def _in_sot() -> bool:
 def is_traced() -> bool:
     """Whether a program is made of this code: shapes may be free then, and there is nothing to check."""
     return not paddle.in_dynamic_mode() or _in_sot()
+
+
+def size(x: Tensor, axis: int) -> Any:
+    """The length of an axis: a number, or a Tensor in a program, where it may be free."""
+    return x.shape[axis] if paddle.in_dynamic_mode() else paddle.shape(x)[axis]
 
 
 def swap(x: Tensor) -> Tensor:

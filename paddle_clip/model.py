@@ -41,6 +41,7 @@ from .layers import (
     normal_,
     project,
     relu_,
+    size,
     token,
 )
 from .threads import keep_memory, use_cores
@@ -213,7 +214,7 @@ class ResidualAttentionBlock(nn.Layer):
             [B, L, D]; and the weights [B, L, L], each head's [B, H, L, L], or None.
         """
         if attn_mask is None and bound is None and self.causal:
-            bound = causal_bound(x.shape[1], x.dtype)
+            bound = causal_bound(size(x, 1), x.dtype)
         return self.attn(x, x, x, need_weights, attn_mask, average_attn_weights, bound)
 
     def forward(self, x: Tensor, attn_mask: Optional[Tensor] = None, bound: Optional[Tensor] = None) -> Tensor:
@@ -223,7 +224,7 @@ class ResidualAttentionBlock(nn.Layer):
 
     def of_one(self, x: Tensor, at: Place) -> Tensor:
         """What `forward` gives for the token at a place of each row, for traced programs: [B, L, D] -> [B, 1, D]."""
-        length = x.shape[1]
+        length = size(x, 1)
         bound = causal_bound(length, x.dtype, at) if self.causal and not isinstance(at, int) else None
         x = token(x, at) + self.attn.of_one(self.ln_1(x), at, bound)
         return x + self.mlp(self.ln_2(x))
@@ -250,7 +251,7 @@ class Transformer(nn.Layer):
 
     def _bound(self, x: Tensor) -> Optional[Tensor]:
         """The mask of all blocks, made once."""
-        return causal_bound(x.shape[1], x.dtype) if self.causal else None
+        return causal_bound(size(x, 1), x.dtype) if self.causal else None
 
     def hidden_states(self, x: Tensor) -> list[Tensor]:
         """The tokens before the first block and after each one (Hugging Face's `hidden_states`): [B, L, D] each."""
@@ -313,7 +314,7 @@ class VisualTransformer(nn.Layer):
     def _embed(self, x: Tensor) -> Tensor:
         """The tokens the transformer starts with, the class token first: [B, 3, R, R] -> [B, L, D]."""
         x = self.conv1(x).flatten(2).transpose([0, 2, 1])  # [B, L-1, D]
-        class_token = self.class_embedding.astype(x.dtype).expand([x.shape[0], 1, -1])  # [B, 1, D]
+        class_token = self.class_embedding.astype(x.dtype).expand([size(x, 0), 1, -1])  # [B, 1, D]
         x = paddle.concat([class_token, x], axis=1)  # [B, L, D]
         return self.ln_pre(x + self.positional_embedding.astype(x.dtype))
 
@@ -507,7 +508,7 @@ class CLIP(nn.Layer):
     def _embed(self, text: Tensor) -> Tensor:
         """The tokens the text transformer starts with: [B, L] -> [B, L, D]."""
         x = self.token_embedding(text).astype(self.dtype)
-        return x + self.positional_embedding[: text.shape[1]].astype(x.dtype)
+        return x + self.positional_embedding[: size(text, 1)].astype(x.dtype)
 
     def _known_ids(self) -> Optional[int]:
         """The number of ids that can be embedded; None if another layer than ours does it."""
