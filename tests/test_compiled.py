@@ -113,7 +113,7 @@ def test_the_command_tells_sizes_and_clears(place, capsys):
 
 def chosen(monkeypatch, *options, images=1, openvino=True, form=False, gpu=False):
     """The engine a command takes."""
-    monkeypatch.setattr("paddle_clip.extras.makes_openvino", lambda: openvino)
+    monkeypatch.setattr(compiled, "makes_openvino", lambda: openvino)
     monkeypatch.setattr("paddle_clip.extras.is_gpu_build", lambda: gpu)
     monkeypatch.setattr(compiled, "has_form", lambda *_, **__: form)
     arguments = cli.main.__globals__["build_parser"]().parse_args(["classify", "x.png", "--labels", "a", *options])
@@ -124,7 +124,8 @@ def test_what_auto_chooses(monkeypatch):
     assert chosen(monkeypatch) == "eager"
     assert chosen(monkeypatch, images=shared.WORTH_COMPILING) == "openvino"
     assert chosen(monkeypatch, form=True) == "openvino"
-    assert chosen(monkeypatch, form=True, openvino=False) == "eager"
+    assert chosen(monkeypatch, openvino=False) == "eager"
+    assert chosen(monkeypatch, form=True, openvino=False) == "paddle"
     assert chosen(monkeypatch, "--dtype", "float64", form=True) == "eager"
     assert chosen(monkeypatch, "--device", "gpu", form=True) == "eager"
     assert chosen(monkeypatch, form=True, gpu=True) == "eager"
