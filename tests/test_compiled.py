@@ -116,6 +116,7 @@ def chosen(monkeypatch, *options, images=1, openvino=True, form=False, gpu=False
     monkeypatch.setattr(compiled, "makes_openvino", lambda: openvino)
     monkeypatch.setattr("paddle_clip.extras.is_gpu_build", lambda: gpu)
     monkeypatch.setattr(compiled, "has_form", lambda *_, **__: form)
+    options = ("--model", "tiny", *options)
     arguments = cli.main.__globals__["build_parser"]().parse_args(["classify", "x.png", "--labels", "a", *options])
     return shared._choose_engine(arguments, images)
 
@@ -130,6 +131,24 @@ def test_what_auto_chooses(monkeypatch):
     assert chosen(monkeypatch, "--device", "gpu", form=True) == "eager"
     assert chosen(monkeypatch, form=True, gpu=True) == "eager"
     assert chosen(monkeypatch, "--precision", "bfloat16") == "openvino"
+
+
+def test_auto_takes_paddles_layers_where_nothing_can_be_compiled(tmp_path, monkeypatch, capsys):
+    tower = {
+        name: tensor for name, tensor in paddle_clip.load("tiny")[0].state_dict().items() if name.startswith("visual.")
+    }
+    paddle.save(tower, str(tmp_path / "tower.pdparams"))
+    for openvino in (True, False):
+        found = chosen(monkeypatch, "--model", str(tmp_path / "tower.pdparams"), images=10**6, openvino=openvino)
+        assert found == "eager"
+    (tmp_path / "file").touch()
+    monkeypatch.undo()
+    monkeypatch.setenv("PADDLE_CLIP_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(shared, "WORTH_COMPILING", 1)
+    classify = ["classify", "@samples", "--labels", "a", "--model", "tiny"]
+    assert cli.main(classify) == 0
+    assert "warning: Paddle's layers run the model, as the cache" in capsys.readouterr().err
+    assert cli.main([*classify, "--engine", "paddle"]) == 1
 
 
 def test_what_is_asked_for_stands(monkeypatch):

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 
+import paddle
 import pytest
 from conftest import ROOT
 
+import paddle_clip
 from paddle_clip import threads
 
 # Prints the numbers of cores given to Paddle, and the kernels chosen for MKL before and after a model is made.
@@ -111,3 +113,11 @@ def test_memory_is_kept_once_unless_the_environment_says_otherwise():
 
 def test_another_c_library_is_left_as_it_is():
     assert kept(library="object()") == "[]"
+
+
+@pytest.mark.parametrize(("layers", "patch", "times"), [((1, 1, 1, 1), None, 1), (1, 16, 0)])
+def test_a_resnet_keeps_memory_when_it_encodes(layers, patch, times):
+    model = paddle_clip.CLIP(8, 32, layers, 64, patch, 4, 20, 64, 1, 1)
+    threads.keep_memory.cache_clear()
+    model.encode_image(paddle.zeros([1, 3, 32, 32]))
+    assert threads.keep_memory.cache_info().currsize == times

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -222,24 +223,44 @@ def load_encoder(arguments: argparse.Namespace, images: Sequence[str]) -> "tuple
         return predictor, predictor.preprocess
     engine = _choose_engine(arguments, len(images))
     if engine == "eager":
-        if arguments.threads:
-            from ..threads import use_cores
-
-            use_cores(arguments.threads)
-        return load_model(arguments)
+        return _load_eager(arguments)
 
     from ..compiled import load_compiled
+    from ..hub import CacheError
 
-    loaded = load_compiled(
-        arguments.model,
-        engine,
-        arguments.precision,
-        threads=arguments.threads,
-        calibration=images,
-        **settings(arguments),
-    )
+    try:
+        loaded = load_compiled(
+            arguments.model,
+            engine,
+            arguments.precision,
+            threads=arguments.threads,
+            calibration=images,
+            **settings(arguments),
+        )
+    except CacheError as error:
+        if arguments.engine != "auto" or arguments.precision != "float32":
+            raise
+        warnings.warn(f"Paddle's layers run the model, as {error}", RuntimeWarning, stacklevel=2)
+        return _load_eager(arguments)
     _handle_sigterm()
     return loaded
+
+
+def _load_eager(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]":
+    if arguments.threads:
+        from ..threads import use_cores
+
+        use_cores(arguments.threads)
+    return load_model(arguments)
+
+
+def _is_tower_alone(arguments: argparse.Namespace) -> bool:
+    """Whether the model is one tower, which has no compiled form."""
+    from ..checkpoints import dialects, reading
+    from ..hub import find
+
+    path = find(arguments.model)
+    return bool(dialects.from_checkpoint(reading.read(path), path, **settings(arguments)).alone)
 
 
 def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
@@ -255,7 +276,9 @@ def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
 
         engine = default_engine(precision)
         worth = images >= WORTH_COMPILING or has_form(arguments.model, engine, **settings(arguments))
-        return engine if worth or precision != "float32" else "eager"
+        if precision == "float32" and (not worth or _is_tower_alone(arguments)):
+            return "eager"
+        return engine
     if engine == "eager" and precision != "float32":
         raise ValueError(f"{precision} is run by OpenVINO: give --engine openvino, or --dtype {precision} on a GPU")
     if engine != "eager" and (arguments.dtype != "float32" or not on_cpu):
