@@ -10,6 +10,7 @@ does not import without torchvision: pip install torch; pip install --no-deps cl
 import argparse
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -42,8 +43,9 @@ def openai(name):
 
 
 def sizes(config):
-    """A config as arguments of OpenAI's CLIP, which has one activation and one end-of-text, and no arguments."""
-    return {name: size for name, size in asdict(config).items() if name not in ("activation", "eos_token_id")}
+    """A config as arguments of OpenAI's CLIP, which has no others: one activation, one end-of-text, heads of 64."""
+    arguments = inspect.signature(openai("model").CLIP).parameters
+    return {name: size for name, size in asdict(config).items() if name in arguments}
 
 
 def random_model(config, seed=0):

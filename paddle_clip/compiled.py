@@ -47,6 +47,7 @@ def load_compiled(
     calibration: Sequence[StrPath] = (),
     prefix: Optional[str] = None,
     resolution: Optional[int] = None,
+    heads: Optional[int] = None,
 ) -> tuple[Predictor, ImageTransform]:
     """Loads a model in the form made for speed on a CPU, which is compiled once and kept in the cache.
 
@@ -65,6 +66,7 @@ def load_compiled(
             evenly, quantise it; other pictures make another form.
         prefix: start of the model's names in a file that has several, see `load`.
         resolution: side of the images in pixels, see `load`.
+        heads: number of the image tower's heads, where nothing tells it, see `load`.
 
     Returns:
         The `Predictor` and its preprocessing.
@@ -78,7 +80,7 @@ def load_compiled(
     pictures = _spread(calibration) if precision == "int8" else []
     engine = engine or default_engine(precision)
     path = find(name_or_path, cache_dir)
-    settings = {"activation": activation, "prefix": prefix, "resolution": resolution}
+    settings = {"activation": activation, "prefix": prefix, "resolution": resolution, "heads": heads}
     folder = _folder(path, engine, cache_dir, settings, pictures)
     try:
         with locked(folder):
@@ -102,16 +104,8 @@ def default_engine(precision: str = "float32") -> str:
     return "openvino" if makes_openvino() or precision != "float32" else "paddle"
 
 
-def has_form(
-    name_or_path: StrPath,
-    engine: str,
-    cache_dir: Optional[StrPath] = None,
-    activation: Optional[str] = None,
-    prefix: Optional[str] = None,
-    resolution: Optional[int] = None,
-) -> bool:
-    """Whether the cache holds the compiled form of a model; a model that is not downloaded yet has none."""
-    settings = {"activation": activation, "prefix": prefix, "resolution": resolution}
+def has_form(name_or_path: StrPath, engine: str, cache_dir: Optional[StrPath] = None, **settings: Any) -> bool:
+    """Whether the cache holds the form that `load_compiled` makes; a model that is not downloaded yet has none."""
     return bool(forms(cache_dir)) and os.path.exists(
         _folder(find(name_or_path, cache_dir), engine, cache_dir, settings)
     )
@@ -159,7 +153,7 @@ def _folder(
     depends_on = {
         "weights": [sha256(file) for file in shards(path)],
         "settings": [sha256(file) for file in beside if os.path.isfile(file)],
-        **settings,
+        "asked": sorted(item for item in settings.items() if item[1] is not None),
         "engine": engine,
         "pictures": [(picture, os.stat(picture).st_size, os.stat(picture).st_mtime_ns) for picture in pictures],
         "versions": [__version__, *(version_of(name) for name in ("paddlepaddle", "paddlepaddle-gpu", "openvino"))],

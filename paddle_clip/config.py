@@ -39,6 +39,10 @@ class CLIPConfig:
     activation: str = ACTIVATIONS[0]  # "quickgelu", which OpenAI's models have, or "gelu", as most of open_clip's
     # A text's feature is read at the first token of this id; None: at the highest id, as in OpenAI's models.
     eos_token_id: Optional[int] = None
+    # What is equal in all of OpenAI's models.
+    vision_head_width: int = 64  # of the vision transformer, or of a ResNet's attention pool
+    vision_mlp_width: Optional[int] = None  # of the vision transformer; None: four times its width
+    transformer_mlp_width: Optional[int] = None  # of the text transformer; None: four times its width
 
     @property
     def is_vit(self) -> bool:
@@ -49,6 +53,11 @@ class CLIPConfig:
     def has_image(self) -> bool:
         """Whether there is an image tower."""
         return self.vision_width > 0
+
+    @property
+    def vision_heads(self) -> int:
+        """Heads of the vision transformer, or of a ResNet's attention pool."""
+        return (self.vision_width if self.is_vit else self.vision_width * 32) // self.vision_head_width
 
     @property
     def has_text(self) -> bool:

@@ -53,6 +53,7 @@ def load(
     activation: Optional[str] = None,
     prefix: Optional[str] = None,
     resolution: Optional[int] = None,
+    heads: Optional[int] = None,
 ) -> "tuple[CLIP, ImageTransform]":
     """Loads a CLIP model and the preprocessing of its images (OpenAI's `clip.load`).
 
@@ -72,6 +73,7 @@ def load(
         prefix: start of the model's names in a file that has several, such as "teacher.".
         resolution: side R of the images in pixels, for which the image positions are interpolated (bicubic, with
             antialiasing, as in open_clip); by default that of the file.
+        heads: number of the image tower's heads, where neither the file nor what is beside it tells it.
 
     Returns:
         The model, in eval mode, and the callable PIL image, path or uint8 array -> float32 Tensor [3, R, R], which
@@ -80,7 +82,7 @@ def load(
 
     Raises:
         ValueError: if the dtype is unknown or cannot run on the current device, the name is neither a model nor a
-            file, or the model cannot have the resolution.
+            file, or the model cannot have the resolution or the heads.
         CheckpointError: if the file is not a CLIP checkpoint.
         DownloadError: if the model must be fetched and cannot be.
         OSError: if the cache cannot be made or written.
@@ -97,7 +99,7 @@ def load(
     path = find(name_or_path, cache_dir)
     checkpoint = read(path)
     verify_checksums(checkpoint, path)
-    weights = dialects.from_checkpoint(checkpoint, path, activation, prefix, resolution)
+    weights = dialects.from_checkpoint(checkpoint, path, activation, prefix, resolution, heads)
     if weights.alone:
         lacks = "encode_text" if weights.config.has_image else "encode_image"
         warnings.warn(f"{path} is {weights.alone}: {lacks} and logits take the whole model", stacklevel=2)

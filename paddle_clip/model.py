@@ -179,17 +179,26 @@ class ResidualAttentionBlock(nn.Layer):
         n_head: number of heads H.
         activation: "quickgelu" or "gelu".
         causal: whether no token attends to a later one, as in the text transformer.
+        mlp_width: width of the MLP's hidden layer; None: 4D.
     """
 
-    def __init__(self, d_model: int, n_head: int, activation: str = "quickgelu", causal: bool = False):
+    def __init__(
+        self,
+        d_model: int,
+        n_head: int,
+        activation: str = "quickgelu",
+        causal: bool = False,
+        mlp_width: Optional[int] = None,
+    ):
         super().__init__()
+        mlp_width = mlp_width or d_model * 4
         self.causal = causal
         self.attn = MultiHeadAttention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model)
         self.mlp = nn.Sequential(
-            ("c_fc", linear(d_model, d_model * 4)),
+            ("c_fc", linear(d_model, mlp_width)),
             ("gelu", {"quickgelu": QuickGELU, "gelu": nn.GELU}[activation]()),
-            ("c_proj", linear(d_model * 4, d_model)),
+            ("c_proj", linear(mlp_width, d_model)),
         )
         self.ln_2 = LayerNorm(d_model)
 
@@ -239,14 +248,23 @@ class Transformer(nn.Layer):
         heads: number of heads H.
         activation: "quickgelu" or "gelu".
         causal: whether no token attends to a later one, as in the text transformer.
+        mlp_width: width of the MLPs' hidden layers; None: 4D.
     """
 
-    def __init__(self, width: int, layers: int, heads: int, activation: str = "quickgelu", causal: bool = False):
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        activation: str = "quickgelu",
+        causal: bool = False,
+        mlp_width: Optional[int] = None,
+    ):
         super().__init__()
         self.width = width
         self.layers = layers
         self.causal = causal
-        blocks = [ResidualAttentionBlock(width, heads, activation, causal) for _ in range(layers)]
+        blocks = [ResidualAttentionBlock(width, heads, activation, causal, mlp_width) for _ in range(layers)]
         self.resblocks = nn.LayerList(blocks)
 
     def _bound(self, x: Tensor) -> Optional[Tensor]:
@@ -296,6 +314,7 @@ class VisualTransformer(nn.Layer):
         heads: int,
         output_dim: int,
         activation: str = "quickgelu",
+        mlp_width: Optional[int] = None,
     ):
         super().__init__()
         self.input_resolution = input_resolution
@@ -307,7 +326,7 @@ class VisualTransformer(nn.Layer):
         self.class_embedding = self.create_parameter([width], default_initializer=initializer)
         self.positional_embedding = self.create_parameter([tokens, width], default_initializer=initializer)
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, activation)
+        self.transformer = Transformer(width, layers, heads, activation, mlp_width=mlp_width)
         self.ln_post = LayerNorm(width)
         self.proj = self.create_parameter([width, output_dim], default_initializer=initializer) if output_dim else None
 
@@ -351,6 +370,9 @@ class CLIP(nn.Layer):
         transformer_layers: layers of the text transformer.
         activation: activation of the transformers' MLPs: "quickgelu", as in OpenAI's models, or "gelu".
         eos_token_id: a text's feature is read at its first token of this id; None reads it at the highest id.
+        vision_head_width: width of a head of the vision transformer, or of a ResNet's attention pool.
+        vision_mlp_width: hidden width of the vision transformer's MLPs; None: four times its width.
+        transformer_mlp_width: hidden width of the text transformer's MLPs; None: four times its width.
 
     Attributes:
         config: the arguments, a `CLIPConfig`.
@@ -378,6 +400,9 @@ class CLIP(nn.Layer):
         transformer_layers: int,
         activation: str = "quickgelu",
         eos_token_id: Optional[int] = None,
+        vision_head_width: int = 64,
+        vision_mlp_width: Optional[int] = None,
+        transformer_mlp_width: Optional[int] = None,
     ):
         super().__init__()
         use_cores()
@@ -394,6 +419,9 @@ class CLIP(nn.Layer):
             vocab_size,
             activation,
             eos_token_id,
+            vision_head_width,
+            vision_mlp_width,
+            transformer_mlp_width,
         )
         self.preprocessing = Preprocessing()
         self.embed_dim = embed_dim or vision_width or transformer_width
@@ -408,18 +436,19 @@ class CLIP(nn.Layer):
                 vision_patch_size,
                 vision_width,
                 vision_layers,
-                vision_width // 64,
+                self.config.vision_heads,
                 embed_dim,
                 activation,
+                vision_mlp_width,
             )
         elif not isinstance(vision_layers, int):
             self.visual = ModifiedResNet(
-                vision_layers, embed_dim, vision_width * 32 // 64, image_resolution, vision_width
+                vision_layers, embed_dim, self.config.vision_heads, image_resolution, vision_width
             )
 
         if self.config.has_text:
             self.transformer = Transformer(
-                transformer_width, transformer_layers, transformer_heads, activation, causal=True
+                transformer_width, transformer_layers, transformer_heads, activation, True, transformer_mlp_width
             )
             self.token_embedding = nn.Embedding(vocab_size, transformer_width, weight_attr=default())
             self.positional_embedding = self.create_parameter([context_length, transformer_width], attr=default())

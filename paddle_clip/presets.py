@@ -1,4 +1,4 @@
-"""The nine published architectures: a table of frozen configs, and a factory function for each."""
+"""The published architectures: tables of frozen configs, and a factory function for each of OpenAI's."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Optional
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVATIONS",
+    "OPEN_CLIP",
     "PRESETS",
     "CLIPConfig",
     "Preset",
@@ -36,9 +37,9 @@ __all__ = [
 class Preset:
     """A row of the table: an architecture and its published file."""
 
-    name: str  # OpenAI's name
-    file: str  # name of OpenAI's file
-    sha256: Optional[str]  # SHA-256 of that file; None if it is in the package
+    name: str  # its publisher's
+    file: str  # name of OpenAI's file, "" for another publisher's
+    sha256: Optional[str]  # SHA-256 of OpenAI's file
     parameters: int  # number of trainable numbers
     config: CLIPConfig
 
@@ -109,27 +110,68 @@ PRESETS = (
     ),
 )
 
+# What LAION, DataComp, Apple (DFN) and Meta (MetaCLIP) published in OpenAI's architecture at other sizes, under
+# open_clip's names. The sizes are those of its files under open_clip/model_configs.
+OPEN_CLIP = (
+    Preset("ViT-B-32-256", "", None, 151_288_833, CLIPConfig(512, 256, 12, 768, 32, 512, 8)),
+    Preset("ViT-B-16-plus-240", "", None, 208_377_345, CLIPConfig(640, 240, 12, 896, 16, 640, 10)),
+    Preset(
+        "ViT-H-14",
+        "",
+        None,
+        986_109_441,
+        CLIPConfig(1024, 224, 32, 1280, 14, 1024, 16, 24, vision_head_width=80),
+    ),
+    Preset(
+        "ViT-H-14-378",
+        "",
+        None,
+        986_714_881,
+        CLIPConfig(1024, 378, 32, 1280, 14, 1024, 16, 24, vision_head_width=80),
+    ),
+    Preset(
+        "ViT-g-14",
+        "",
+        None,
+        1_366_678_273,
+        CLIPConfig(1024, 224, 40, 1408, 14, 1024, 16, 24, vision_head_width=88, vision_mlp_width=6144),
+    ),
+    Preset(
+        "ViT-bigG-14",
+        "",
+        None,
+        2_539_567_105,
+        CLIPConfig(1280, 224, 48, 1664, 14, 1280, 20, 32, vision_head_width=104, vision_mlp_width=8192),
+    ),
+)
+
 # The model in the package, which examples/train_tiny.py trained on pictures of coloured shapes.
 TINY = Preset("tiny", "clip_tiny.pt", None, 3_886_911, CLIPConfig(64, 64, (2, 2, 2, 1), 10, None, 64, 1, 3))
 
 
 def preset(name: str) -> Preset:
-    """The table's row for one of OpenAI's model names, such as "RN50" or "ViT-B/32".
+    """The row for a model's name: OpenAI's, such as "RN50" or "ViT-B/32", or open_clip's, such as "ViT-H-14".
 
     Raises:
         ValueError: if there is no such model; the message lists the known ones.
     """
-    for row in PRESETS:
+    rows = (*PRESETS, *OPEN_CLIP)
+    for row in rows:
         if row.name == name:
             return row
-    raise ValueError(f"no model is called {name!r}; available: {', '.join(row.name for row in PRESETS)}")
+    raise ValueError(f"no model is called {name!r}; available: {', '.join(row.name for row in rows)}")
 
 
 def preset_of(config: CLIPConfig) -> Optional[Preset]:
-    """The row, of the table or `TINY`, of the sizes of `config`, whatever its activation and end-of-text, or None."""
-    rows = (*PRESETS, TINY)
-    sizes = replace(config, activation=ACTIVATIONS[0], eos_token_id=None)
-    return next((row for row in rows if row.config == sizes), None)
+    """The row of the sizes that the shapes of `config`'s weights tell, or None: whatever its activation and heads."""
+    rows = (*PRESETS, *OPEN_CLIP, TINY)
+    return next((row for row in rows if _shape_sizes(row.config) == _shape_sizes(config)), None)
+
+
+def _shape_sizes(config: CLIPConfig) -> CLIPConfig:
+    """A config without what the shapes of weights do not tell."""
+    heads = config.transformer_width // 64
+    return replace(config, activation=ACTIVATIONS[0], eos_token_id=None, vision_head_width=64, transformer_heads=heads)
 
 
 def build(config: CLIPConfig) -> "CLIP":

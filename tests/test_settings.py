@@ -1,5 +1,6 @@
 """What files say of a model beside its tensors: honoured, refused or known to be harmless; and folders of models."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -266,6 +267,79 @@ def test_open_clips_end_of_text(tmp_path):
     assert check(source)[0].config.eos_token_id == 2
 
 
+# ------------------------------------------------------------------------------------------------------ heads and MLPs
+
+# Heads of 16 and 32, and MLPs of 1.5 and 2.5 times the width, which no two sizes of OpenAI's models have.
+WIDE = {"vision_head_width": 16, "vision_mlp_width": 96, "transformer_heads": 2, "transformer_mlp_width": 160}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Hugging Face's model of these sizes and its folder."""
+    size, folder = {"hidden_size": 64, "num_hidden_layers": 2}, tmp_path_factory.mktemp("wide")
+    text = {**size, "intermediate_size": 160, "num_attention_heads": 2, "vocab_size": 602, "eos_token_id": 601}
+    vision = {**size, "intermediate_size": 96, "num_attention_heads": 4, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(1)
+    model = CLIPModel(HuggingFaceConfig(text_config=text, vision_config=vision, projection_dim=32)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    return model.double(), folder
+
+
+def test_other_heads_and_mlps_compute_what_hugging_faces_do(wide, tmp_path):
+    """mlfoundations/open_clip#219: ViT-H's heads are 80 wide; a width of 1280 has 20 heads by OpenAI's rule."""
+    theirs, folder = wide
+    random = np.random.default_rng(0)
+    images, tokens = random.normal(size=[3, 3, 32, 32]), random.integers(1, 600, [3, 20])
+    tokens[:, [5, 9]] = 601
+    with torch.no_grad():
+        pictures = theirs.visual_projection(theirs.vision_model(torch.from_numpy(images)).pooler_output).numpy()
+        texts = theirs.text_projection(theirs.text_model(torch.from_numpy(tokens)).pooler_output).numpy()
+    convert(folder, tmp_path / "x.safetensors")
+    model, _ = paddle_clip.load(tmp_path / "x.safetensors", "float64")
+    paddle_clip.save(model, tmp_path / "saved.pdparams")
+    paddle_clip.export(paddle_clip.load(folder)[0], tmp_path / "export")
+    for source in (folder, tmp_path / "x.safetensors", tmp_path / "saved.pdparams"):
+        model, _ = paddle_clip.load(source, "float64")
+        assert {name: getattr(model.config, name) for name in WIDE} == WIDE
+        with paddle.no_grad():
+            assert np.abs(model.encode_image(paddle.to_tensor(images)).numpy() - pictures).max() < 1e-12
+            assert np.abs(model.encode_text(paddle.to_tensor(tokens)).numpy() - texts).max() < 1e-12
+    predictor = Predictor(tmp_path / "export")
+    assert np.abs(predictor.encode_image(images.astype(np.float32)) - pictures).max() < 1e-4
+    assert np.abs(predictor.encode_text(tokens) - texts).max() < 1e-4
+
+
+def test_heads_that_nothing_tells_are_asked_for(tmp_path, run):
+    """A width of 1280, which ViT-H has with 16 heads and OpenAI's rule with 20, in a model that nobody published."""
+    config = dataclasses.replace(SMALL, vision_width=1280, vision_layers=1)
+    empty = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(config).items()}
+    put(tmp_path / "x.safetensors", dict(dialects.to_openai(name, array) for name, array in empty.items()))
+    with pytest.raises(
+        CheckpointError, match=r"does not tell how many heads .* 1280 wide: give them, such as heads=16"
+    ):
+        check(tmp_path / "x.safetensors")
+    assert check(tmp_path / "x.safetensors", heads=16)[0].config.vision_head_width == 80
+    with pytest.raises(ValueError, match="heads is 7, and the image tower is 1280 wide"):
+        check(tmp_path / "x.safetensors", heads=7)
+    done = run("-m", "paddle_clip", "convert", tmp_path / "x.safetensors")
+    assert (done.returncode, "give them, such as --heads 16" in done.stderr) == (1, True)
+    done = run("-m", "paddle_clip", "convert", tmp_path / "x.safetensors", "--heads", "16")
+    assert done.returncode == 0, done.stderr
+    assert check(tmp_path / "x.pdparams")[0].config.vision_head_width == 80
+
+
+@pytest.mark.parametrize("row", presets.OPEN_CLIP, ids=lambda row: row.name)
+def test_the_sizes_of_a_published_model_tell_its_heads(row):
+    state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in parameter_shapes(row.config).items()}
+    found = dialects.from_checkpoint(dict(dialects.to_openai(name, array) for name, array in state.items()))
+    assert found.config == row.config
+    numbers = [array.size for name, array in found.arrays.items() if not name.endswith(("_mean", "_variance"))]
+    assert sum(numbers) == row.parameters
+
+
 # ------------------------------------------------------------------------------------------- what is not computed here
 
 
@@ -282,7 +356,7 @@ def test_open_clips_end_of_text(tmp_path):
         ("text_config", {"tokenizer_class": "XLMRobertaTokenizer"}, "tokenizer_class"),
         ("vision_config", {"image_size": 40}, "image_size is 40"),
         ("vision_config", {"num_channels": 1}, "num_channels"),
-        ("vision_config", {"num_attention_heads": 2}, "heads are not 64 wide"),
+        ("vision_config", {"num_attention_heads": 3}, "num_attention_heads is 3, expected a number that divides"),
     ],
 )
 def test_hugging_faces_other_models_are_refused(folder, section, settings, named):
@@ -314,7 +388,9 @@ def test_the_dicts_of_old_files_are_what_transformers_takes(folder):
         ("text", {"hf_tokenizer_name": "bert-base-uncased"}, "tokenizer"),
         ("text", {"tokenizer_kwargs": {"clean": "canonicalize"}}, "tokenizer_kwargs"),
         ("text", {"embed_cls": True}, "embed_cls"),
-        ("text", {"heads": 2}, "heads are not 64 wide"),
+        ("text", {"heads": 3}, "heads is 3, expected a number that divides the width 64"),
+        ("text", {"mlp_ratio": 4.5}, "mlp_ratio is 4.5, expected 4"),
+        ("vision", {"head_width": 48}, "head_width is 48"),
         ("text", {"pool_type": "eos", "eos_id": 700}, "eos_id"),
         ("vision", {"pool_type": "avg"}, "pool_type is avg"),
         ("vision", {"no_ln_pre": True}, "no_ln_pre"),
@@ -343,7 +419,7 @@ def open_clip_configs():
 
 @pytest.mark.parametrize("path", open_clip_configs(), ids=lambda path: path.stem)
 def test_every_setting_of_open_clips_models_is_known(path):
-    """Its ResNets and ViTs with heads of 64 are read, all others refused, none with an unknown setting."""
+    """Its ResNets and ViTs of OpenAI's form are read, all others refused, none with an unknown setting."""
     model = json.loads(path.read_text())
     vision, text = (
         {"layers": 12, "heads": 8, "context_length": 77, **model[f"{tower}_cfg"]} for tower in ("vision", "text")
@@ -351,19 +427,29 @@ def test_every_setting_of_open_clips_models_is_known(path):
     layers = tuple(vision["layers"]) if isinstance(vision["layers"], list) else vision["layers"]
     sizes = (vision["image_size"], layers, vision.get("width", 768), vision.get("patch_size"))
     text_sizes = (text.get("width", 512), text["heads"], text["layers"], text["context_length"])
-    config = presets.CLIPConfig(model["embed_dim"], *sizes, *text_sizes, text.get("vocab_size", 49408))
+    mlp_width = int(sizes[2] * vision["mlp_ratio"]) if "mlp_ratio" in vision else None
+    config = presets.CLIPConfig(
+        model["embed_dim"], *sizes, *text_sizes, text.get("vocab_size", 49408), vision_mlp_width=mlp_width
+    )
     sheet = room._Sheet("open_clip_config.json", path.stem)
-    room._open_clip(sheet, {"model_cfg": model}, config)
+    told = room._open_clip(sheet, {"model_cfg": model}, config)
     assert not sheet.unknown
-    openais = r"(?!.*(CLIPA|SigLIP|worldwide|M-16-alt))(RN|ViT-[SBLM]-)"
+    openais = r"(?!.*(CLIPA|SigLIP|worldwide|M-16-alt))(RN|ViT-[SBLMHge]|ViT-bigG)(?!opt)"
     assert bool(sheet.wrong) != bool(re.match(openais, path.stem))
+    if not sheet.wrong:
+        assert told.vision_head_width == vision.get("head_width", 64)
+    published = presets.preset_of(config)
+    if published and published.name == path.stem:
+        assert published.config == dataclasses.replace(config, vision_head_width=told.vision_head_width)
 
 
 def test_one_tower_alone_has_its_settings_at_the_top(folder):
     """Stable Diffusion's text encoder: huggingface/diffusers#10754 shows its config.json."""
     text = json.loads((folder / "config.json").read_text())["text_config"]
     sheet = room._Sheet("config.json", "x")
-    assert room._hugging_face(sheet, {**text, "architectures": ["CLIPTextModel"]}, SMALL) == ("quickgelu", 599)
+    assert room._hugging_face(sheet, {**text, "architectures": ["CLIPTextModel"]}, SMALL) == room.Settings(
+        "quickgelu", eos_token_id=599, transformer_heads=1
+    )
     sheet.close()
 
 

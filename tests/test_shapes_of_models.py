@@ -331,13 +331,14 @@ def test_towers_without_projections_give_what_hugging_face_pools():
 
 
 @pytest.mark.parametrize("names", [hugging_face, paddlenlp])
-def test_towers_whose_heads_are_not_64_wide_are_refused(names):
+def test_a_tower_that_leaves_a_doubt_about_its_heads_is_refused(names):
     """ViT-H's image tower, as in IP-Adapter: 16 heads, which shapes do not tell, where 1280 / 64 would be 20."""
     config = VIT.__class__(8, 32, 1, 1280, 16, 64, 1, 1, 4, 20)
     empty = {n: np.broadcast_to(np.float32(0), shape) for n, shape in parameter_shapes(config).items()}
     state = {name: array for name, array in names(empty).items() if name.startswith("vis")}
-    with pytest.raises(CheckpointError, match="not 64 wide"):
+    with pytest.raises(CheckpointError, match="give them, such as heads=16"):
         dialects.from_checkpoint(state, activation="gelu")
+    assert dialects.from_checkpoint(state, activation="gelu", heads=16).config.vision_head_width == 80
 
 
 def test_two_towers_that_are_no_model_are_told():

@@ -68,6 +68,7 @@ def convert(
     progress: Progress = no_progress,
     prefix: Optional[str] = None,
     resolution: Optional[int] = None,
+    heads: Optional[int] = None,
 ) -> Report:
     """Converts a CLIP checkpoint, with neither torch nor Paddle.
 
@@ -86,6 +87,7 @@ def convert(
         prefix: start of the model's names in the file, such as "teacher.", where it has several models.
         resolution: side of the images in pixels, for which the image positions are interpolated (bicubic, with
             antialiasing, as in open_clip); by default that of the file.
+        heads: number of the image tower's heads, where neither the file nor what is beside it tells it.
 
     Returns:
         A report on the file and its conversion.
@@ -93,7 +95,7 @@ def convert(
     Raises:
         CheckpointError: if the source is not a CLIP checkpoint or the output cannot be written.
         OSError: if the system refuses to read or write a file.
-        ValueError: if the dtype or the activation is unknown, or the model cannot have the resolution.
+        ValueError: if the dtype or the activation is unknown, or the model cannot have the resolution or the heads.
     """
     start = time.perf_counter()
     source = find_weights(source)
@@ -105,7 +107,7 @@ def convert(
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(sha256, source)
         checkpoint = read(source)
-        weights = dialects.from_checkpoint(checkpoint, source, activation, prefix, resolution)
+        weights = dialects.from_checkpoint(checkpoint, source, activation, prefix, resolution, heads)
         verify_checksums(checkpoint, source)
 
         def metadata(checksums: str) -> dict[str, str]:
@@ -125,13 +127,17 @@ def default_output(source: str) -> str:
 
 
 def check(
-    source: StrPath, activation: Optional[str] = None, prefix: Optional[str] = None, resolution: Optional[int] = None
+    source: StrPath,
+    activation: Optional[str] = None,
+    prefix: Optional[str] = None,
+    resolution: Optional[int] = None,
+    heads: Optional[int] = None,
 ) -> tuple[Report, Contents]:
     """Reports on a checkpoint without writing anything.
 
     Args:
         source: path of a checkpoint or of a folder, see `convert`.
-        activation, prefix, resolution: see `convert`.
+        activation, prefix, resolution, heads: see `convert`.
 
     Returns:
         A report on the file, and the counts of its contents.
@@ -142,7 +148,7 @@ def check(
     """
     source = find_weights(source)
     checkpoint = read(source)
-    weights = dialects.from_checkpoint(checkpoint, source, activation, prefix, resolution)
+    weights = dialects.from_checkpoint(checkpoint, source, activation, prefix, resolution, heads)
     checksums = verify_checksums(checkpoint, source)
     dtypes: dict[str, int] = {}
     nan = inf = 0

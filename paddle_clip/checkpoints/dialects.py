@@ -189,6 +189,7 @@ def from_checkpoint(
     activation: Optional[str] = None,
     prefix: Optional[str] = None,
     resolution: Optional[int] = None,
+    heads: Optional[int] = None,
 ) -> Weights:
     """Translates a checkpoint's tensors to our names and layouts, strictly.
 
@@ -199,6 +200,7 @@ def from_checkpoint(
         activation: "quickgelu" or "gelu"; None takes the one the file or its dialect tells.
         prefix: start of the model's names, where the file has several models.
         resolution: side of the images in pixels, for which the image positions are interpolated; None keeps them.
+        heads: number of the image tower's heads, where nothing tells it: shapes do not.
 
     Returns:
         The content; its arrays are views of the tensors, in their dtype.
@@ -206,8 +208,8 @@ def from_checkpoint(
     Raises:
         CheckpointError: if tensors are missing, unexpected or misshapen, with the first of them; if there are several
             models and no prefix chooses; if a setting asks for what is not computed here; or if nothing tells the
-            activation.
-        ValueError: if images cannot have the resolution.
+            activation or the heads.
+        ValueError: if images cannot have the resolution, or the image tower so many heads.
     """
     found = find(tensors, source, prefix)
     source = f"{source} ({alone(found.towers)})" if alone(found.towers) else source
@@ -231,10 +233,16 @@ def from_checkpoint(
     ]
     if integers:
         raise CheckpointError(f"{source}: weights must be floating-point numbers: {listed(integers)}. {HINT}")
-    told = settings_of(activation, tensors, config, dialect.name, dialect.activation, source)
+    told = settings_of(activation, heads, tensors, config, dialect.name, dialect.activation, source)
     if resolution is not None:
         config = resize_grid(arrays, config, resolution, source)
-    config = dataclasses.replace(config, activation=told.activation, eos_token_id=told.eos_token_id)
+    config = dataclasses.replace(
+        config,
+        activation=told.activation,
+        eos_token_id=told.eos_token_id,
+        vision_head_width=told.vision_head_width or config.vision_head_width,
+        transformer_heads=told.transformer_heads or config.transformer_heads,
+    )
     by = (dialect.name, told.told_by, told.is_assumed)
     ignored = len(tensors) - len(inner)
     return Weights(config, arrays, dropped, ignored, found.prefix, *by, alone(found.towers), told.preprocessing)

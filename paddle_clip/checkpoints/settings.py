@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Optional
 
 from ..config import ACTIVATIONS, INTERPOLATIONS, MEAN, RESIZE_MODES, STD, CLIPConfig, Preprocessing
 from ..errors import CheckpointError, listed
+from ..presets import preset_of
 from .files import TORCHSCRIPT, Checkpoint, brief
 
 # Files beside a checkpoint that are read.
@@ -72,14 +73,12 @@ _BLOCK: Expected = {
 }
 
 _WORDS = {  # what a setting is, where its name alone does not tell
-    "head_width": "heads are not 64 wide",
-    "heads": "heads are not 64 wide",
-    "num_attention_heads": "heads are not 64 wide",
     "layer_norm_eps": "another epsilon than OpenAI's",
     "hf_tokenizer_name": "another tokenizer than OpenAI's",
     "no_causal_mask": "its texts are not masked as OpenAI's",
 }
 _SHOWN = 4  # settings that do not fit, in a message
+_OPENAI_WIDEST = 1024  # of OpenAI's vision transformers
 _EOS = 49407  # Hugging Face's default
 _LEGACY_EOS = 2  # in Hugging Face's files of before 2023, which means the highest id
 
@@ -92,15 +91,24 @@ class Settings(NamedTuple):
     is_assumed: bool = False  # whether its source is names that models of either activation have
     eos_token_id: Optional[int] = None  # see CLIPConfig
     preprocessing: Preprocessing = Preprocessing()
+    vision_head_width: Optional[int] = None  # None where nothing tells it
+    transformer_heads: Optional[int] = None  # None where nothing tells it
 
 
 def settings_of(
-    given: Optional[str], tensors: Mapping[str, Any], config: CLIPConfig, dialect: str, default: str, source: str
+    given: Optional[str],
+    heads: Optional[int],
+    tensors: Mapping[str, Any],
+    config: CLIPConfig,
+    dialect: str,
+    default: str,
+    source: str,
 ) -> Settings:
     """The settings of a checkpoint: as the caller says, its metadata, the files beside it, or its dialect.
 
     Args:
         given: the activation the caller asks for, or None.
+        heads: the number of the image tower's heads that the caller asks for, or None.
         tensors: a `Checkpoint`, or a mapping, which tells nothing by itself.
         config: the sizes of the model, by its tensors.
         dialect: name of the program that named the tensors.
@@ -108,16 +116,14 @@ def settings_of(
         source: name of the file, for messages.
 
     Raises:
-        CheckpointError: if a setting asks for what is not computed here, or nothing tells the activation.
-        ValueError: if the activation given is unknown.
+        CheckpointError: if a setting asks for what is not computed here, or nothing tells the activation or the heads.
+        ValueError: if the activation given is unknown, or the image tower cannot have so many heads.
     """
     if given and given not in ACTIVATIONS:
         raise ValueError(f"activation is {given!r}; choose one of {', '.join(ACTIVATIONS)}")
     checkpoint = tensors if isinstance(tensors, Checkpoint) else Checkpoint("state dict")
     is_openais = checkpoint.kind == TORCHSCRIPT
     is_open_clips = dialect in ("OpenAI", "open_clip") and not is_openais
-    if (is_open_clips or dialect in _WITH_CONFIG) and config.is_vit:
-        _require_heads_of_64(config, source)
     told = Settings()
     if "activation" in checkpoint.metadata:
         told = _in_metadata(checkpoint.metadata, config, source)
@@ -125,6 +131,7 @@ def settings_of(
         told = _beside(checkpoint, config, dialect, source)
     elif not is_openais:
         _warn_of_unread(checkpoint, dialect, source)
+    told = told._replace(vision_head_width=_head_width(heads, told, config, is_openais, source))
     if given:
         return told._replace(activation=given, told_by="request")
     if not told.activation and not default:
@@ -156,6 +163,10 @@ def _warn_of_unread(checkpoint: Checkpoint, dialect: str, source: str) -> None:
 def metadata_of(config: CLIPConfig, preprocessing: Preprocessing) -> dict[str, str]:
     """What a file's metadata say of a model's settings; `settings_of` reads it. OpenAI's are left out."""
     described = {"activation": config.activation}
+    if config.vision_head_width != 64:
+        described["vision_head_width"] = str(config.vision_head_width)
+    if config.transformer_heads != config.transformer_width // 64:
+        described["transformer_heads"] = str(config.transformer_heads)
     if config.eos_token_id is not None:
         described["eos_token_id"] = str(config.eos_token_id)
     if preprocessing != Preprocessing():
@@ -216,6 +227,12 @@ class _Sheet:
         red, green, blue = map(float, numbers)
         return red, green, blue
 
+    def part(self, name: str, value: Any, width: int) -> Optional[int]:
+        """A number of heads, or their width, that divides a tower's width; None where there is no such tower."""
+        fits = type(value) is int and value > 0 and width % value == 0
+        self.require(name, value, fits or not width, f"a number that divides the width {width}")
+        return value if fits and width else None
+
     def close(self) -> None:
         """Raises CheckpointError for what is not computed here, and warns of what is not known."""
         if self.wrong:
@@ -245,8 +262,14 @@ def _in_metadata(metadata: Mapping[str, Any], config: CLIPConfig, source: str) -
             pictures = _open_clip_preprocessing(sheet, json.loads(metadata["preprocessing"]), None)
         except (RecursionError, TypeError, ValueError):
             raise CheckpointError(f"{source} is damaged: the preprocessing in its metadata cannot be read") from None
+    parts = {"vision_head_width": _pooled_width(config), "transformer_heads": config.transformer_width}
+    heads = {
+        name: sheet.part(name, int(value) if str(value).isdecimal() and len(str(value)) < 10 else value, parts[name])
+        for name, value in metadata.items()
+        if name in parts
+    }
     sheet.close()
-    return Settings(activation, "the file's metadata", False, None if eos is None else int(eos), pictures)
+    return Settings(activation, "the file's metadata", False, None if eos is None else int(eos), pictures, **heads)
 
 
 def _beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: str, source: str) -> Settings:
@@ -257,9 +280,8 @@ def _beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: str, source: st
     if described is not None:
         sheet = _Sheet(file, source)
         read = _hugging_face if dialect in _WITH_CONFIG else _open_clip
-        activation, eos = read(sheet, described, config)
+        told = read(sheet, described, config)._replace(told_by=f"the {file} beside it")
         sheet.close()
-        told = Settings(activation, f"the {file} beside it", eos_token_id=eos)
     return told._replace(preprocessing=_preprocessing_beside(checkpoint, config, dialect, source))
 
 
@@ -281,12 +303,31 @@ def _preprocessing_beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: s
     return Preprocessing()
 
 
-def _require_heads_of_64(config: CLIPConfig, source: str) -> None:
-    """Refuses open_clip's models whose heads are not 64 wide, by their widths: shapes do not tell the heads."""
-    if config.vision_width in (1280, 1408, 1664):
-        raise CheckpointError(
-            f"{source} does not fit OpenAI's CLIP: the heads of open_clip's ViT-H, ViT-g and ViT-bigG are not 64 wide"
-        )
+def _pooled_width(config: CLIPConfig) -> int:
+    """The width that the heads of the image tower share: the vision transformer's, or that of a ResNet's pool."""
+    return config.vision_width if config.is_vit else config.vision_width * 32
+
+
+def _head_width(heads: Optional[int], told: Settings, config: CLIPConfig, is_openais: bool, source: str) -> int:
+    """The width of the image tower's heads: as the caller says, as told, by a published model of its sizes, or 64."""
+    width = _pooled_width(config)
+    if heads is not None:
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads is {heads}, and the image tower is {width} wide; give a number that divides it")
+        return width // heads
+    if told.vision_head_width is not None:
+        return told.vision_head_width
+    published = preset_of(config)
+    if published:
+        return published.config.vision_head_width
+    # Shapes do not tell the heads. Those of transformers wider than OpenAI's are not 64 wide in open_clip's models.
+    if is_openais or not width or (width % 64 == 0 and (not config.is_vit or width <= _OPENAI_WIDEST)):
+        return 64
+    raise CheckpointError(
+        f"{source} does not tell how many heads its image tower has, which is {width} wide: give them, such as "
+        "heads=16 (ViT-H, ViT-g and ViT-bigG of open_clip), or put the model's config.json or open_clip_config.json "
+        "beside it"
+    )
 
 
 def _square(side: Optional[int]) -> Container[Any]:
@@ -296,8 +337,8 @@ def _square(side: Optional[int]) -> Container[Any]:
 # -------------------------------------------------------------------------------------------------------- Hugging Face
 
 
-def _hugging_face(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) -> tuple[str, Optional[int]]:
-    """The activation and the end-of-text of a config.json."""
+def _hugging_face(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) -> Settings:
+    """The activation, the end-of-text and the heads of a config.json."""
     kinds = {"text": ("clip_text_model",), "vision": ("clip_vision_model",)}
     alone = next((tower for tower, names in kinds.items() if described.get("model_type") in names), None)
     if alone:  # one tower, whose settings are not in a section
@@ -307,7 +348,8 @@ def _hugging_face(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) 
         given = sheet.section("", described, expected, _HUGGING_FACE)
         # In files that have both, transformers takes the second alone.
         towers = {tower: given.get(f"{tower}_config_dict", given.get(f"{tower}_config", {})) for tower in kinds}
-    heads = {"text": 8, "vision": 12}  # transformers' defaults
+    defaults, heads = {"text": 8, "vision": 12}, {"text": 0, "vision": 0}  # transformers' defaults
+    widths = {"text": config.transformer_width, "vision": config.vision_width}
     found = {}
     for tower, content in towers.items():
         name = "" if alone else f"{tower}_config."
@@ -318,9 +360,8 @@ def _hugging_face(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) 
             **_hugging_face_sizes(tower, config),
         }
         given = sheet.section(name, content, expected, _TOWER)
-        width = config.transformer_width if tower == "text" else config.vision_width
-        number = given.get("num_attention_heads", heads[tower])
-        sheet.require(f"{name}num_attention_heads", number, number == width // 64, width // 64)
+        number = given.get("num_attention_heads", defaults[tower])
+        heads[tower] = sheet.part(f"{name}num_attention_heads", number, widths[tower]) or 0
         found[tower] = given
     acts = sorted({brief(given.get("hidden_act", "quick_gelu")) for given in found.values()})
     activations = {"quick_gelu": "quickgelu", "gelu": "gelu"}
@@ -328,12 +369,18 @@ def _hugging_face(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) 
         raise CheckpointError(
             f"{sheet.source}: {sheet.file} has the activations {acts}; expected quick_gelu or gelu, one in both towers"
         )
-    return activations[acts[0]], _end_of_text(sheet, found["text"], config) if "text" in found else None
+    return Settings(
+        activations[acts[0]],
+        eos_token_id=_end_of_text(sheet, found["text"], config) if "text" in found else None,
+        vision_head_width=config.vision_width // heads["vision"] if heads["vision"] else None,
+        transformer_heads=heads["text"] or None,
+    )
 
 
 def _hugging_face_sizes(tower: str, config: CLIPConfig) -> Expected:
     width = config.transformer_width if tower == "text" else config.vision_width
-    sizes: dict[str, Container[Any]] = {"hidden_size": (width,), "intermediate_size": (4 * width,)}
+    mlp_width = config.transformer_mlp_width if tower == "text" else config.vision_mlp_width
+    sizes: dict[str, Container[Any]] = {"hidden_size": (width,), "intermediate_size": (mlp_width or 4 * width,)}
     if tower == "text":
         return {
             **sizes,
@@ -405,8 +452,8 @@ def _hugging_face_preprocessing(sheet: _Sheet, content: Any, size: int) -> Prepr
 # ----------------------------------------------------------------------------------------------------------- open_clip
 
 
-def _open_clip(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) -> tuple[str, Optional[int]]:
-    """The activation and the end-of-text of an open_clip_config.json."""
+def _open_clip(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) -> Settings:
+    """The activation, the end-of-text and the heads of an open_clip_config.json."""
     sheet.section("", described, {}, {"model_cfg", "preprocess_cfg"})
     expected: Expected = {
         "embed_dim": (config.embed_dim,),
@@ -420,11 +467,9 @@ def _open_clip(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) -> 
         **_BLOCK,
         "attentional_pool": (False,),
         "global_average_pool": (False,),
-        "head_width": (64,),
         "image_size": _square(config.image_resolution),
         "input_patchnorm": (False,),
         "layers": (layers if isinstance(layers, int) else list(layers),),
-        "mlp_ratio": (4,),
         "no_ln_pre": (False,),
         "pool_type": ("tok",),
         "pos_embed_type": ("learnable",),
@@ -433,21 +478,30 @@ def _open_clip(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) -> 
     }
     if config.is_vit:
         expected["patch_size"] = _square(config.vision_patch_size)
-    sheet.section("vision_cfg.", model.get("vision_cfg", {}), expected, {*_OPEN_CLIP_TOWER, "patch_size"})
-    eos = _open_clip_text(sheet, model.get("text_cfg", {}), config)
-    return "quickgelu" if model.get("quick_gelu", False) else "gelu", eos
+    harmless = {*_OPEN_CLIP_TOWER, "head_width", "mlp_ratio", "patch_size"}
+    vision = sheet.section("vision_cfg.", model.get("vision_cfg", {}), expected, harmless)
+    _require_mlp(sheet, "vision_cfg.", vision, config.vision_width, config.vision_mlp_width)
+    head_width = sheet.part("vision_cfg.head_width", vision.get("head_width", 64), _pooled_width(config))
+    eos, heads = _open_clip_text(sheet, model.get("text_cfg", {}), config)
+    activation = "quickgelu" if model.get("quick_gelu", False) else "gelu"
+    return Settings(activation, eos_token_id=eos, vision_head_width=head_width, transformer_heads=heads)
 
 
-def _open_clip_text(sheet: _Sheet, content: Any, config: CLIPConfig) -> Optional[int]:
-    """Checks the text tower's settings and returns its end-of-text, see `CLIPConfig`."""
+def _require_mlp(sheet: _Sheet, name: str, given: dict[str, Any], width: int, mlp_width: Optional[int]) -> None:
+    """Notes a ratio of the MLPs' hidden width to the width that the weights do not have."""
+    ratio, expected = given.get("mlp_ratio", 4), (mlp_width or 4 * width)
+    fits = type(ratio) in (int, float) and math.isfinite(ratio) and int(width * ratio) == expected
+    sheet.require(f"{name}mlp_ratio", ratio, fits or not width, f"{expected / max(width, 1):.5g}")
+
+
+def _open_clip_text(sheet: _Sheet, content: Any, config: CLIPConfig) -> tuple[Optional[int], Optional[int]]:
+    """Checks the text tower's settings and returns its end-of-text, see `CLIPConfig`, and its heads."""
     expected: Expected = {
         **_BLOCK,
         "context_length": (config.context_length,),
         "embed_cls": (False,),
-        "heads": (config.transformer_heads,),
         "hf_model_name": ("",),
         "layers": (config.transformer_layers,),
-        "mlp_ratio": (4,),
         "no_causal_mask": (False,),
         "pool_type": ("argmax", "eos"),
         "proj_bias": (False,),
@@ -457,16 +511,18 @@ def _open_clip_text(sheet: _Sheet, content: Any, config: CLIPConfig) -> Optional
         "vocab_size": (config.vocab_size,),
         "width": (config.transformer_width,),
     }
-    text = sheet.section("text_cfg.", content, expected, _OPEN_CLIP_TOWER)
+    text = sheet.section("text_cfg.", content, expected, {*_OPEN_CLIP_TOWER, "heads", "mlp_ratio"})
+    _require_mlp(sheet, "text_cfg.", text, config.transformer_width, config.transformer_mlp_width)
+    heads = sheet.part("text_cfg.heads", text.get("heads", 8), config.transformer_width)
     # Repositories that hold OpenAI's tokenizer themselves are named for CLIP, and have its vocabulary.
     name = text.get("hf_tokenizer_name", "")
     fits = not name or ("clip" in str(name).lower() and config.vocab_size == _EOS + 1)
     sheet.require("text_cfg.hf_tokenizer_name", name, fits, "none")
     if text.get("pool_type") != "eos":
-        return None
+        return None, heads
     eos = text.get("eos_id", 2)
     sheet.require("text_cfg.eos_id", eos, type(eos) is int and 0 <= eos < config.vocab_size, "the id of a token")
-    return None if eos == config.vocab_size - 1 else eos
+    return None if eos == config.vocab_size - 1 else eos, heads
 
 
 def _open_clip_preprocessing(sheet: _Sheet, content: Any, size: Optional[int]) -> Preprocessing:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 from ..config import CLIPConfig
 from ..errors import CheckpointError, listed
@@ -54,6 +54,7 @@ def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPCo
         "transformer_width": width,
         "transformer_heads": width // 64,
         "transformer_layers": _blocks(shapes, "transformer.resblocks"),
+        "transformer_mlp_width": _mlp_width(shapes, "transformer", width),
     }
     return CLIPConfig(**{**(_vision_sizes(shapes, size, source) if has_image else NO_IMAGE), **text})
 
@@ -61,6 +62,12 @@ def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPCo
 def _blocks(shapes: Shapes, prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
     return max((int(match[1]) + 1 for match in map(pattern.match, shapes) if match), default=0)
+
+
+def _mlp_width(shapes: Shapes, transformer: str, width: int) -> Optional[int]:
+    """The hidden width of a transformer's MLPs, as its first block tells it; None stands for four times its width."""
+    shape = shapes.get(f"{transformer}.resblocks.0.mlp.c_fc.bias", ())
+    return shape[0] if len(shape) == 1 and shape[0] not in (0, 4 * width) else None
 
 
 def _vision_sizes(shapes: Shapes, size: Callable[[str, int, int], int], source: str) -> dict[str, Any]:
@@ -77,12 +84,13 @@ def _vision_sizes(shapes: Shapes, size: Callable[[str, int, int], int], source: 
         return side
 
     if "visual.class_embedding" in shapes or "visual.proj" in shapes:
-        patch = size("visual.conv1.weight", 3, 4)
+        patch, width = size("visual.conv1.weight", 3, 4), size("visual.conv1.weight", 0, 4)
         return {
             "image_resolution": patch * grid("visual.positional_embedding"),
             "vision_layers": _blocks(shapes, "visual.transformer.resblocks"),
-            "vision_width": size("visual.conv1.weight", 0, 4),
+            "vision_width": width,
             "vision_patch_size": patch,
+            "vision_mlp_width": _mlp_width(shapes, "visual.transformer", width),
         }
     resolution = RESNET_CELL * grid("visual.attnpool.positional_embedding")
     stages = [_blocks(shapes, f"visual.layer{stage}") for stage in (1, 2, 3, 4)]
@@ -100,12 +108,13 @@ def parameter_shapes(config: CLIPConfig) -> Shapes:
     if config.has_image:
         shapes.update(_vision_transformer(config) if config.is_vit else _resnet(config))
     if config.has_text:
-        shapes.update(_transformer("transformer", config.transformer_width, config.transformer_layers))
-        shapes["token_embedding.weight"] = (config.vocab_size, config.transformer_width)
-        shapes["positional_embedding"] = (config.context_length, config.transformer_width)
-        shapes.update(_norm("ln_final", config.transformer_width))
+        width = config.transformer_width
+        shapes.update(_transformer("transformer", width, config.transformer_layers, config.transformer_mlp_width))
+        shapes["token_embedding.weight"] = (config.vocab_size, width)
+        shapes["positional_embedding"] = (config.context_length, width)
+        shapes.update(_norm("ln_final", width))
         if config.embed_dim:
-            shapes["text_projection"] = (config.transformer_width, config.embed_dim)
+            shapes["text_projection"] = (width, config.embed_dim)
     if config.has_image and config.has_text:
         shapes["logit_scale"] = ()
     return shapes
@@ -127,14 +136,15 @@ def _batch_norm(name: str, width: int) -> Shapes:
     return {f"{name}.{part}": (width,) for part in ("weight", "bias", "_mean", "_variance")}
 
 
-def _transformer(prefix: str, width: int, layers: int) -> Shapes:
+def _transformer(prefix: str, width: int, layers: int, mlp_width: Optional[int]) -> Shapes:
     shapes: Shapes = {}
+    mlp_width = mlp_width or 4 * width
     for block in (f"{prefix}.resblocks.{index}" for index in range(layers)):
         shapes.update(_linear(f"{block}.attn.in_proj", width, 3 * width))
         shapes.update(_linear(f"{block}.attn.out_proj", width, width))
         shapes.update(_norm(f"{block}.ln_1", width))
-        shapes.update(_linear(f"{block}.mlp.c_fc", width, 4 * width))
-        shapes.update(_linear(f"{block}.mlp.c_proj", 4 * width, width))
+        shapes.update(_linear(f"{block}.mlp.c_fc", width, mlp_width))
+        shapes.update(_linear(f"{block}.mlp.c_proj", mlp_width, width))
         shapes.update(_norm(f"{block}.ln_2", width))
     return shapes
 
@@ -146,7 +156,7 @@ def _vision_transformer(config: CLIPConfig) -> Shapes:
     shapes["visual.class_embedding"] = (width,)
     shapes["visual.positional_embedding"] = ((config.image_resolution // patch) ** 2 + 1, width)
     shapes.update(_norm("visual.ln_pre", width))
-    shapes.update(_transformer("visual.transformer", width, config.vision_layers))
+    shapes.update(_transformer("visual.transformer", width, config.vision_layers, config.vision_mlp_width))
     shapes.update(_norm("visual.ln_post", width))
     if config.embed_dim:
         shapes["visual.proj"] = (width, config.embed_dim)

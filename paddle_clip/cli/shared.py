@@ -115,7 +115,7 @@ def add_on_error(parser: Parser) -> None:
 
 
 def add_model(parser: Parser, dtype: bool = True) -> None:
-    """--model, --activation, --prefix, --resolution, --device and --dtype; `load_model` reads them."""
+    """--model, --device and --dtype, and what `add_settings` adds; `load_model` reads them."""
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -158,7 +158,7 @@ def add_activation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """--activation, --prefix and --resolution; `settings` reads them."""
+    """--activation, --prefix, --resolution and --heads; `settings` reads them."""
     add_activation(parser)
     parser.add_argument(
         "--prefix", metavar="NAME", help="start of the model's names in a checkpoint with several, such as teacher."
@@ -168,6 +168,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="PIXELS",
         help="side of the images, for which the image positions are interpolated (default: the model's own)",
+    )
+    parser.add_argument(
+        "--heads", type=int, metavar="N", help="heads of the image tower, where nothing beside a checkpoint tells them"
     )
 
 
@@ -181,7 +184,7 @@ def add_json(parser: Parser, help: str = "print JSON") -> None:
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_settings`'s options ask for, as `load`, `convert` and `check` take it."""
-    return {name: getattr(arguments, name) for name in ("activation", "prefix", "resolution")}
+    return {name: getattr(arguments, name) for name in ("activation", "prefix", "resolution", "heads")}
 
 
 def load_model(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]":
