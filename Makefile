@@ -56,7 +56,7 @@ ready: $(VENV)/ready
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' $(ONNX) 'paddlepaddle==$(PADDLE)' '$(NUMPY)'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps clip-anytorch==2.6.0 open_clip_torch==3.3.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps clip-anytorch==2.6.0 open_clip_torch==3.3.0 cn-clip==1.6.0 six
 	# Its top-level package is called clip, as clip-anytorch's: a folder of its own keeps them apart.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/paddleclip paddleclip==1.0.0
 	touch $@

@@ -1,8 +1,9 @@
-"""Compares Paddle with OpenAI's PyTorch code on one checkpoint: `python convert/parity.py RN50.pt`.
+"""Compares Paddle with the publisher's PyTorch code on one checkpoint: `python convert/parity.py RN50.pt`.
 
 The script converts the checkpoint; then PyTorch runs the original and Paddle runs the result on the same inputs, in two
 processes (their GPU builds clash in one): in float64, to see whether they compute the same function, and in float32, to
-see how they round. It exits 1 if a difference is past its bound. It needs torch and clip-anytorch, see reference.py.
+see how they round. It exits 1 if a difference is past its bound. It needs torch and clip-anytorch, or for other models
+cn-clip or open_clip, see reference.py.
 """
 
 import argparse
@@ -66,6 +67,8 @@ def stages(config):
     else:
         blocks = (f"visual.transformer.resblocks.{index}" for index in range(config.vision_layers))
         vision = ["visual.conv1", "visual.ln_pre", *blocks, "visual.ln_post"]
+    if config.text_tower == "bert":
+        return [*vision, "bert.embeddings", *(f"bert.encoder.layer.{n}" for n in range(config.transformer_layers))]
     blocks = (f"transformer.resblocks.{index}" for index in range(config.transformer_layers))
     return [*vision, *blocks, "ln_final"]
 
@@ -100,13 +103,14 @@ def compare(checkpoint, converted, inputs, dtype, names=(), gradients=False, dig
     with tempfile.TemporaryDirectory() as folder:
         np.savez(os.path.join(folder, "inputs.npz"), **inputs)
         job = {"inputs": os.path.join(folder, "inputs.npz"), "dtype": dtype, "stages": list(names)}
-        job["activation"] = dialects.from_checkpoint(reading.read(converted), converted).config.activation
+        config = dialects.from_checkpoint(reading.read(converted), converted).config
+        job.update(activation=config.activation, heads=config.vision_heads)
         job.update(gradients=gradients, digests=digests, train=train, device=device)
         paddle = _side([os.path.join(HERE, "parity.py"), "--run"], folder, "paddle", checkpoint=converted, **job)
         torch = _side([os.path.join(HERE, "reference.py"), "run"], folder, "torch", checkpoint=checkpoint, **job)
     gradients = {name: torch.pop(name) for name in list(torch) if name.startswith("grad.")}
     for name, gradient in gradients.items():
-        ours, gradient = dialects.to_paddle(name[len("grad.") :], gradient)
+        ours, gradient = dialects.to_paddle(name[len("grad.") :], gradient, dialects.CHINESE_CLIP)
         torch[f"grad.{ours}"] = gradient
     return paddle, torch
 
@@ -194,7 +198,7 @@ def error_ratio(ours, theirs, truth):
     return difference(ours, truth)[0] / max(difference(theirs, truth)[0], unit)
 
 
-def measure(checkpoint, converted=None, activation=None, device="cpu", show_stages=False):
+def measure(checkpoint, converted=None, activation=None, device="cpu", show_stages=False, heads=None):
     """Prints the parity rows of a checkpoint and returns the list of bounds that do not hold.
 
     Args:
@@ -203,21 +207,23 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
         activation: activation of the model, where the checkpoint does not tell it.
         device: Paddle's device.
         show_stages: whether to print and check every stage and block too.
+        heads: number of the image tower's heads, where the checkpoint does not tell it.
     """
-    found = dialects.from_checkpoint(reading.read(checkpoint), checkpoint, activation)
+    found = dialects.from_checkpoint(reading.read(checkpoint), checkpoint, activation, heads=heads)
     config = found.config
     row = preset_of(config)
     model = row.name if row else os.path.basename(checkpoint)
     failures = []
     float32 = {name: ([], [], []) for name in OUTPUTS}  # ours, theirs and the truth for each input
     with tempfile.TemporaryDirectory() as folder:
-        if found.dialect != "OpenAI" or found.prefix:
+        if found.dialect not in ("OpenAI", "Chinese-CLIP") or (found.prefix and config.text_tower == "clip"):
             original, checkpoint = checkpoint, os.path.join(folder, "openai.pt")
-            convert(original, checkpoint, "keep", activation)
+            convert(original, checkpoint, "keep", activation, heads=heads)
         if converted is None:
             converted = os.path.join(folder, "converted.pdparams")
             published = all(array.dtype == dialects.published_dtype(name) for name, array in found.arrays.items())
-            convert(checkpoint, converted, "float32" if published else "keep", config.activation)
+            dtype = "float32" if published else "keep"
+            convert(checkpoint, converted, dtype, config.activation, heads=config.vision_heads)
             failures += _there_and_back(model, checkpoint, converted, "published" if published else "keep")
         # Eight rows give 64 logits: the ratio of the largest errors of 16 was 0.8, 1.3 or 2.3 by luck.
         for kind, inputs in (("ones", ones_inputs(config)), ("random", random_inputs(config, batch=8))):
@@ -279,6 +285,7 @@ def main():
     parser.add_argument("--stages", action="store_true", help="print a row for each stage and block too")
     parser.add_argument("--converted", help="the file Paddle loads (default: FILE is converted)")
     parser.add_argument("--activation", choices=ACTIVATIONS, help="model's activation, where the file does not tell")
+    parser.add_argument("--heads", type=int, help="heads of the image tower, where nothing beside the file tells them")
     parser.add_argument("--run", metavar="JOB", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -307,7 +314,8 @@ def main():
 
 def _measure_or_fail(file, arguments):
     try:
-        return measure(file, arguments.converted, arguments.activation, arguments.device, arguments.stages)
+        chosen = (arguments.converted, arguments.activation, arguments.device, arguments.stages, arguments.heads)
+        return measure(file, *chosen)
     except (ValueError, OSError, ParityError) as error:
         return [" ".join(str(error).split())]
 

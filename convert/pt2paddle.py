@@ -53,7 +53,7 @@ def verify(file: str, report: Report) -> str:
         missing = missing if is_whole else "OpenAI's code runs no tower alone"
         return f"\n  verified {compared} tensors by their checksums; {missing}"
     command = [sys.executable, os.path.join(HERE, "parity.py"), file, "--converted", report.output]
-    command += ["--activation", report.config.activation]
+    command += ["--activation", report.config.activation, "--heads", str(report.config.vision_heads)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{report.output} was written but does not pass: {done.stderr.replace('error: ', '')}")

@@ -1,13 +1,17 @@
-"""OpenAI's own PyTorch code as the reference: official-format checkpoints with random weights, and their outputs.
+"""The publishers' own PyTorch code as the reference: checkpoints of their form with random weights, and their outputs.
 
     python convert/reference.py make RN50 RN50.pt
 
 writes a checkpoint of the form OpenAI publishes (a TorchScript archive, fp16 where theirs is) in which every parameter
 and buffer is random. OpenAI's `model.py` is loaded from the installed `clip-anytorch` by its path, since that package
-does not import without torchvision: pip install torch; pip install --no-deps clip-anytorch
+does not import without torchvision: pip install torch; pip install --no-deps clip-anytorch. So is cn_clip's, for models
+of Chinese-CLIP (pip install --no-deps cn-clip); models with other heads or MLPs than OpenAI's are open_clip's
+(pip install --no-deps open_clip_torch).
 """
 
 import argparse
+import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -15,6 +19,7 @@ import json
 import math
 import os
 import sys
+import types
 import warnings
 from dataclasses import asdict
 
@@ -23,23 +28,119 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 import numpy as np
 import torch
 
-from paddle_clip.checkpoints.dialects import DROPPED
+from paddle_clip.checkpoints import dialects, reading
 from paddle_clip.presets import preset
 from parity import digest
 
 
+def located(distribution, path, install):
+    """The path of a file of an installed distribution."""
+    try:
+        return importlib.metadata.distribution(distribution).locate_file(path)
+    except importlib.metadata.PackageNotFoundError:
+        raise SystemExit(f"error: {distribution} is not installed: pip install --no-deps {install}") from None
+
+
 def openai(name):
     """OpenAI's module `name` ("model" or "simple_tokenizer"), loaded by file path."""
-    try:
-        path = importlib.metadata.distribution("clip-anytorch").locate_file(f"clip/{name}.py")
-    except importlib.metadata.PackageNotFoundError:
-        raise SystemExit(
-            "error: OpenAI's code is not installed: pip install --no-deps clip-anytorch==2.6.0, and torch, ftfy, regex"
-        ) from None
+    path = located("clip-anytorch", f"clip/{name}.py", "clip-anytorch==2.6.0, and torch, ftfy, regex")
     spec = importlib.util.spec_from_file_location(f"openai_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def cn_clip(name):
+    """cn_clip's module `name`, such as "model", without its package's own start, which takes torchvision."""
+    folder = str(located("cn-clip", "cn_clip", "cn-clip==1.6.0, and six"))
+    for package, path in (("cn_clip", folder), ("cn_clip.clip", os.path.join(folder, "clip"))):
+        if package not in sys.modules:
+            sys.modules[package] = types.ModuleType(package)
+            sys.modules[package].__path__ = [path]
+            sys.modules[package]._tokenizer = types.SimpleNamespace(vocab={"[PAD]": 0})
+    return importlib.import_module(f"cn_clip.clip.{name}")
+
+
+class Anything(type):
+    """A metaclass whose classes have every attribute."""
+
+    def __getattr__(cls, name):
+        return name
+
+
+class Stub(types.ModuleType):
+    """A stand-in for a module of torchvision, which open_clip needs for images only and which has no CPU-only build."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.__path__ = []
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything(name, (), {})
+
+
+def open_clip():
+    """The package open_clip, without torchvision."""
+    located("open_clip_torch", "", "open_clip_torch==3.3.0")
+    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.ops.misc"):
+        sys.modules[name] = sys.modules.get(name) or Stub(name)
+        parent, _, child = name.rpartition(".")
+        if parent in sys.modules:
+            setattr(sys.modules[parent], child, sys.modules[name])
+    return importlib.import_module("open_clip")
+
+
+def is_openais(config):
+    """Whether OpenAI's code can build a model of these sizes: heads of 64, and MLPs four times as wide."""
+    heads = config.vision_head_width == 64 and config.transformer_heads == config.transformer_width // 64
+    return heads and config.text_tower == "clip" and not (config.vision_mlp_width or config.transformer_mlp_width)
+
+
+def build(config):
+    """The publisher's model of these sizes."""
+    if config.text_tower == "bert":
+        return cn_clip("model").CLIP(
+            **{
+                name: getattr(config, name)
+                for name in ("embed_dim", "image_resolution", "vision_layers", "vision_width")
+            },
+            vision_patch_size=config.vision_patch_size,
+            vision_head_width=config.vision_head_width,
+            vocab_size=config.vocab_size,
+            text_attention_probs_dropout_prob=0.0,  # left out here: Paddle-CLIP has no dropout
+            text_hidden_act="gelu",
+            text_hidden_dropout_prob=0.0,
+            text_hidden_size=config.transformer_width,
+            text_initializer_range=0.02,
+            text_intermediate_size=config.transformer_mlp_width or 4 * config.transformer_width,
+            text_max_position_embeddings=config.text_positions or config.context_length,
+            text_num_attention_heads=config.transformer_heads,
+            text_num_hidden_layers=config.transformer_layers,
+            text_type_vocab_size=2,
+        )
+    if is_openais(config):
+        return openai("model").CLIP(**sizes(config))
+    mlp_width = config.vision_mlp_width or 4 * config.vision_width
+    vision = {
+        "image_size": config.image_resolution,
+        "layers": config.vision_layers,
+        "width": config.vision_width,
+        "patch_size": config.vision_patch_size,
+        "head_width": config.vision_head_width,
+        "mlp_ratio": (mlp_width + 0.5) / config.vision_width,  # which open_clip rounds down
+    }
+    text = {
+        "context_length": config.context_length,
+        "vocab_size": config.vocab_size,
+        "width": config.transformer_width,
+        "heads": config.transformer_heads,
+        "layers": config.transformer_layers,
+    }
+    quick = config.activation == "quickgelu"
+    return open_clip().CLIP(config.embed_dim, vision, text, quick_gelu=quick, output_dict=False)
 
 
 def sizes(config):
@@ -49,17 +150,18 @@ def sizes(config):
 
 
 def random_model(config, seed=0):
-    """OpenAI's model of these sizes with every parameter and buffer random, in the published fp16/fp32 mix.
+    """The publisher's model of these sizes with every parameter and buffer random.
+
+    One of OpenAI's sizes is in the published fp16/fp32 mix.
 
     A fresh model would hide bugs: its norms are ones and zeros, and each ResNet block ends in a zeroed norm. The scales
     here keep activations of every depth near one, so that each layer shows in the output and no softmax is saturated:
     where it is, the error of the output is that of its closest tie. Residual branches add up, so the deeper the ResNet,
     the smaller they are.
     """
-    code = openai("model")
     torch.manual_seed(seed)
     depth = sum(config.vision_layers) if isinstance(config.vision_layers, tuple) else 0  # residual branches of a ResNet
-    model = code.CLIP(**sizes(config))
+    model = build(config)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("num_batches_tracked"):
@@ -78,7 +180,8 @@ def random_model(config, seed=0):
                 tensor.normal_(0, math.sqrt(2 / tensor[0].numel()))
             elif "embedding" in name:
                 tensor.normal_(0, 0.3)
-    code.convert_weights(model)
+    if is_openais(config):
+        openai("model").convert_weights(model)
     return model.eval()
 
 
@@ -102,6 +205,14 @@ def save_archive(model, path):
         torch.jit.save(traced, path)
 
 
+def save_state_dict(model, path):
+    """Saves a model as cn_clip publishes its models, or, if it is another's, as open_clip does."""
+    state_dict = model.state_dict()
+    if any(name.startswith("bert.") for name in state_dict):
+        state_dict = {"epoch": 15, "state_dict": {f"module.{name}": tensor for name, tensor in state_dict.items()}}
+    torch.save(state_dict, path)
+
+
 def read(path):
     """The state dict in a TorchScript archive or in a file of `torch.save`."""
     try:
@@ -109,15 +220,24 @@ def read(path):
             warnings.simplefilter("ignore")
             return torch.jit.load(path, map_location="cpu").state_dict()
     except RuntimeError:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state_dict = content.get("state_dict", content)
+        return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
 
 
-def load(path, dtype="float32", activation="quickgelu"):
-    """OpenAI's model with the weights of a TorchScript archive or state dict, on the CPU, in eval mode.
+def load(path, dtype="float32", activation="quickgelu", heads=None):
+    """The publisher's model with the weights of a TorchScript archive or state dict, on the CPU, in eval mode.
 
     For float64, `nn.LayerNorm` replaces its LayerNorm, which computes in float32 whatever its input. For the activation
     "gelu", GELU replaces its QuickGELU, as in open_clip.
     """
+    config = dialects.from_checkpoint(reading.read(path), path, activation, heads=heads).config
+    if not is_openais(config):
+        code = cn_clip("model") if config.text_tower == "bert" else open_clip().transformer
+        code.LayerNorm.forward = torch.nn.LayerNorm.forward  # in the dtype of its input
+        model = build(config).to(getattr(torch, dtype))
+        model.load_state_dict(read(path))
+        return model.eval()
     code, state_dict = openai("model"), read(path)
     if activation == "gelu":
         code.QuickGELU.forward = lambda _module, x: torch.nn.functional.gelu(x)
@@ -138,7 +258,7 @@ def run(job):
     with open(job) as file:
         job = json.load(file)
     inputs = np.load(job["inputs"])
-    model = load(job["checkpoint"], job["dtype"], job["activation"]).train(job["train"])
+    model = load(job["checkpoint"], job["dtype"], job["activation"], job["heads"]).train(job["train"])
     outputs = {}
 
     def keep(name):
@@ -150,9 +270,10 @@ def run(job):
     modules = dict(model.named_modules())
     for name in job["stages"]:
         modules[name].register_forward_hook(keep(name))
-    images, tokens = torch.from_numpy(inputs["images"]).to(model.dtype), torch.from_numpy(inputs["tokens"])
+    images = torch.from_numpy(inputs["images"]).to(getattr(torch, job["dtype"]))
+    tokens = torch.from_numpy(inputs["tokens"])
     with torch.set_grad_enabled(job["gradients"]):
-        outputs["logits_per_image"], outputs["logits_per_text"] = model(images, tokens)
+        outputs["logits_per_image"], outputs["logits_per_text"] = logits(model, images, tokens)
         if not job["train"]:  # running the towers twice would update the batch norms twice
             outputs["image_features"], outputs["text_features"] = model.encode_image(images), model.encode_text(tokens)
     if job["gradients"]:
@@ -168,6 +289,15 @@ def run(job):
     np.savez(job["outputs"], **{name: output.detach().numpy() for name, output in outputs.items()})
 
 
+def logits(model, images, tokens):
+    """logits_per_image and logits_per_text; cn_clip's and open_clip's models return features and the scale instead."""
+    image, text, *scale = model(images, tokens)
+    if not scale:
+        return image, text
+    per_image = scale[0] * image @ text.t()
+    return per_image, per_image.t()
+
+
 def same(original, back):
     """Compares a checkpoint with one that went to Paddle and back, in PyTorch.
 
@@ -176,11 +306,12 @@ def same(original, back):
         buffers, without the counters that no weights depend on.
 
     Raises:
-        RuntimeError: if OpenAI's `build_model` does not load the second strictly.
+        RuntimeError: if the publisher's code does not load the second strictly.
     """
-    expected = {name: tensor for name, tensor in read(original).items() if not DROPPED.fullmatch(name)}
-    found = torch.load(back, weights_only=True)
-    built = openai("model").build_model(dict(found)).state_dict()
+    expected = {name: tensor for name, tensor in read(original).items() if not dialects.DROPPED.fullmatch(name)}
+    found = read(back)
+    config = dialects.from_checkpoint(reading.read(back), back, "quickgelu").config
+    built = (openai("model").build_model(dict(found)) if is_openais(config) else load(back)).state_dict()
     equal = sum(
         name in found and found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
         # build_model rounds to the published mix: a tensor that had its dtype must be unchanged.
@@ -194,7 +325,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="write a checkpoint with random weights")
-    make.add_argument("preset", help="one of OpenAI's model names, such as RN50")
+    make.add_argument("preset", help="a model's name, such as RN50, ViT-H-14 or clip_cn_vit-b-16")
     make.add_argument("output", help="file to write")
     make.add_argument("--seed", type=int, default=0)
     commands.add_parser("run", help="used by parity.py").add_argument("job")
@@ -206,10 +337,12 @@ def main():
         return run(arguments.job)
     if arguments.command == "same":
         equal, count = same(arguments.original, arguments.back)
-        print(f"{equal} of {count} tensors are bit for bit the original's, and OpenAI's build_model loads them")
+        print(f"{equal} of {count} tensors are bit for bit the original's, and the publisher's code loads them")
         return int(equal != count)
     try:
-        save_archive(random_model(preset(arguments.preset).config, arguments.seed), arguments.output)
+        config = preset(arguments.preset).config
+        save = save_archive if is_openais(config) else save_state_dict
+        save(random_model(config, arguments.seed), arguments.output)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{arguments.output}: {arguments.preset} with random weights, {os.path.getsize(arguments.output):,} bytes")

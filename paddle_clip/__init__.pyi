@@ -1,4 +1,5 @@
 # The public names and the rooms they live in. This is the one list of them: `__init__.py` reads it on import.
+from .bert import ChineseCLIP as ChineseCLIP
 from .checkpoints.conversion import Contents as Contents
 from .checkpoints.conversion import Report as Report
 from .checkpoints.conversion import convert as convert
@@ -22,6 +23,11 @@ from .images import samples as samples
 from .losses import ContrastiveLoss as ContrastiveLoss
 from .model import CLIP as CLIP
 from .pairs import read_pairs as read_pairs
+from .presets import clip_cn_rn50 as clip_cn_rn50
+from .presets import clip_cn_vit_b_16 as clip_cn_vit_b_16
+from .presets import clip_cn_vit_h_14 as clip_cn_vit_h_14
+from .presets import clip_cn_vit_l_14 as clip_cn_vit_l_14
+from .presets import clip_cn_vit_l_14_336 as clip_cn_vit_l_14_336
 from .presets import clip_rn50 as clip_rn50
 from .presets import clip_rn50x4 as clip_rn50x4
 from .presets import clip_rn50x16 as clip_rn50x16

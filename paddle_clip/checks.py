@@ -7,6 +7,9 @@ import numpy as np
 
 from .arrays import is_tensor
 
+OPENAI_VOCABULARY, BERT_VOCABULARY = 49408, 21128
+BERT_START, BERT_END = 101, 102  # ids of [CLS] and [SEP]
+
 
 def unwrapped(model: Any) -> Any:
     """The model within what Paddle puts around it for training on several devices, such as `paddle.DataParallel`.
@@ -58,25 +61,33 @@ def require_tokens(tokens: Any, length: int, vocabulary: Optional[int] = None) -
     """Raises ValueError unless `tokens` are a Tensor or array [N, 1 to length] of ids below `vocabulary`."""
     takes = f"this model takes [N, 1 to {length}]"
     if not _is_array(tokens):
-        raise ValueError(f"tokens are {_kind(tokens)}; {takes}: tokenize(texts) makes them of texts")
+        raise ValueError(f"tokens are {_kind(tokens)}; {takes}: model.tokenize(texts) makes them of texts")
     shape = list(tokens.shape)
     if len(shape) == 1 and shape[0]:
         raise ValueError(f"tokens are {shape}; {takes}: tokens.unsqueeze(0), or tokens[None], makes one row a batch")
     if len(shape) != 2 or not 0 < shape[1] <= length:
-        raise ValueError(
-            f"tokens are {shape}; {takes}: tokenize(texts, context_length={length}, truncate=True) cuts long texts"
-        )
+        raise ValueError(f"tokens are {shape}; {takes}: model.tokenize(texts, truncate=True) cuts long texts")
     dtype = _dtype(tokens)
     if "int" not in dtype:
-        raise ValueError(f"tokens are {dtype}; {takes} in int64, as tokenize(texts) returns them")
+        raise ValueError(f"tokens are {dtype}; {takes} in int64, as model.tokenize(texts) returns them")
     if shape[0]:
         ids = np.asarray(tokens)  # less than half the time of Paddle's minimum and maximum
         low, high = int(ids.min()), int(ids.max())
+        if vocabulary == OPENAI_VOCABULARY and high < BERT_VOCABULARY and _are_berts(ids):
+            raise ValueError(
+                f"tokens are Chinese-CLIP's, which begin with {BERT_START} and end with {BERT_END}; this model takes "
+                "OpenAI's: model.tokenize(texts) makes them of texts"
+            )
         if low < 0 or (vocabulary is not None and high >= vocabulary):
             raise ValueError(
                 f"token ids are from {low} to {high}; this model knows 0 to {(vocabulary or high + 1) - 1}: "
-                "tokenize(texts) makes them of texts"
+                "model.tokenize(texts) makes them of texts"
             )
+
+
+def _are_berts(ids: np.ndarray) -> bool:
+    """Whether all rows begin and end as texts of Chinese-CLIP do, and no text of OpenAI's."""
+    return bool((ids[:, 0] == BERT_START).all() and (ids == BERT_END).any(axis=1).all())
 
 
 def _is_array(value: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional, Union
 ACTIVATIONS = ("quickgelu", "gelu")
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue, OpenAI's
 STD = (0.26862954, 0.26130258, 0.27577711)
+TEXT_TOWERS = ("clip", "bert")
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_MODES = ("shortest", "longest", "squash")
 
@@ -18,6 +19,11 @@ class Preprocessing(NamedTuple):
     interpolation: str = INTERPOLATIONS[0]
     resize_mode: str = RESIZE_MODES[0]
     fill_color: int = 0  # of the borders that "longest" adds, 0 to 255
+
+
+def default_preprocessing(text_tower: str) -> Preprocessing:
+    """How pictures are prepared where nothing tells it: OpenAI's way, or cn_clip's for its models."""
+    return Preprocessing(resize_mode="squash") if text_tower == "bert" else Preprocessing()
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class CLIPConfig:
     vision_head_width: int = 64  # of the vision transformer, or of a ResNet's attention pool
     vision_mlp_width: Optional[int] = None  # of the vision transformer; None: four times its width
     transformer_mlp_width: Optional[int] = None  # of the text transformer; None: four times its width
+    text_tower: str = TEXT_TOWERS[0]  # OpenAI's transformer, or "bert" in Chinese-CLIP
+    text_positions: Optional[int] = None  # rows of BERT's table of positions; None: as many as the context length
 
     @property
     def is_vit(self) -> bool:

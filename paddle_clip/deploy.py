@@ -160,6 +160,8 @@ def _write(
         "context_length": model.context_length,
         "embed_dim": model.embed_dim,
         "eos_token_id": model.config.eos_token_id,
+        "text_tower": model.config.text_tower,
+        "text_positions": model.config.text_positions,
         "preprocessing": model.preprocessing._asdict(),
         "vocab_size": model.vocab_size,
         "images_at_once": max(1, pixels // size**2),

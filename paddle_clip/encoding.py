@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .arrays import as_array
 from .checks import unwrapped
+from .tokenizer import token_ids
 
 HALF_DTYPES = ("float16", "bfloat16")
 
@@ -74,6 +75,13 @@ def inference(model: Encoder) -> Iterator[Encoder]:
     finally:
         if trained:
             trained.train()
+
+
+def tokenized(model: Encoder, texts: Sequence[str], truncate: bool = False) -> np.ndarray:
+    """The ids [N, L] of texts, by the model's own tokenizer, or by OpenAI's where it has no `tokenize`."""
+    if hasattr(model, "tokenize"):
+        return np.asarray(model.tokenize(texts, truncate))
+    return token_ids(texts, model.context_length, truncate)
 
 
 def encode_images(model: Encoder, pixels: np.ndarray) -> np.ndarray:

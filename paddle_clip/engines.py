@@ -6,8 +6,8 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Optional, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Optional, Protocol, Union
 
 import numpy as np
 
@@ -15,10 +15,12 @@ from .arrays import as_array, as_tensor, is_tensor
 from .checkpoints.files import StrPath, crc32_of_file, expanded, release_pages
 from .checkpoints.settings import preprocessing_of
 from .checks import as_numbers, require_images, require_tokens
+from .config import TEXT_TOWERS
 from .encoding import require_dtype, unit
 from .errors import CheckpointError
 from .extras import has, require
 from .threads import available_cores
+from .tokenizer import token_ids
 from .transforms import image_transform
 
 FORMAT = "paddle_clip export"
@@ -247,6 +249,8 @@ class Predictor:
         self.vocab_size: Optional[int] = description.get("vocab_size")  # earlier exports do not tell
         self.log_scale: float = description["logit_scale"]
         self.eos_token_id = description.get("eos_token_id")  # exports of before lack it, and have None
+        self.text_tower = description.get("text_tower", TEXT_TOWERS[0])
+        self._positions: int = description.get("text_positions") or self.context_length
         self.preprocessing = preprocessing_of(description.get("preprocessing", {}), directory)
         self.preprocess = image_transform(self.image_resolution, *self.preprocessing)
         self._images_at_once = description["images_at_once"]
@@ -281,18 +285,25 @@ class Predictor:
 
     def _require_described(self, directory: str, tower: str, shapes: _Shapes) -> None:
         """Raises CheckpointError if a program takes or gives something else than config.json says."""
-        size, length, wrong = self.image_resolution, self.context_length, []
+        size, length, wrong = self.image_resolution, self._positions, []
         if shapes.output[-1] != self.embed_dim:
             wrong.append(f"embed_dim {self.embed_dim}, and the program gives {shapes.output[-1]}")
         if tower == "image" and shapes.input[1:] != [3, size, size]:
             wrong.append(f"image_resolution {size}, and the program takes {shapes.input[1:]}")
         if tower == "text" and not any(len(shape) == 2 and shape[0] == length for shape in shapes.weights):
-            wrong.append(f"context_length {length}, and the program has no embedding of so many positions")
+            name = "context_length" if length == self.context_length else "text_positions"
+            wrong.append(f"{name} {length}, and the program has no embedding of so many positions")
+        if self.context_length > length:
+            wrong.append(f"context_length {self.context_length}, which is more than text_positions {length}")
         if wrong:
             raise CheckpointError(
                 f"{os.path.join(directory, 'config.json')} does not fit the {tower} program: it says "
                 f"{'; '.join(wrong)}. Copy the whole folder again, or export the model again"
             )
+
+    def tokenize(self, texts: Union[str, Sequence[str]], truncate: bool = False) -> Any:
+        """The padded token ids of texts, see `CLIP.tokenize`: a Tensor, or an array where Paddle is not installed."""
+        return as_tensor(token_ids(texts, self.context_length, truncate, self.text_tower))
 
     def _run(self, tower: str, array: np.ndarray) -> np.ndarray:
         with self._lock:
@@ -331,10 +342,9 @@ class Predictor:
             ValueError: if the tokens are not ids [B, L] with L at most the context length.
         """
         tokens = as_numbers(text)
-        require_tokens(tokens, self.context_length, self.vocab_size)
+        require_tokens(tokens, self._positions, self.vocab_size)
         tokens = np.asarray(tokens)
-        ends = (tokens if self.eos_token_id is None else tokens == self.eos_token_id).argmax(axis=-1)  # [B]
-        lengths = ends + 1 if trim else np.full(len(tokens), tokens.shape[1])  # [B]
+        lengths = self._lengths(tokens) if trim else np.full(len(tokens), tokens.shape[1])  # [B]
         order = np.argsort(lengths, kind="stable")
         features = np.empty((len(tokens), self.embed_dim), np.float32)
         while len(order):  # the longest first
@@ -343,6 +353,12 @@ class Predictor:
             features[rows] = self._run("text", np.ascontiguousarray(tokens[rows, :length], np.int64))
             order = order[: -len(rows)]
         return _like(text, features)
+
+    def _lengths(self, tokens: np.ndarray) -> np.ndarray:
+        """The number of tokens of each row up to the last that its feature depends on: [B, L] -> [B]."""
+        if self.text_tower == "bert":
+            return np.maximum.reduce(np.arange(1, tokens.shape[1] + 1) * (tokens != 0), axis=-1, initial=1)
+        return (tokens if self.eos_token_id is None else tokens == self.eos_token_id).argmax(axis=-1) + 1
 
     def __call__(self, image: Any, text: Any) -> tuple[Any, Any]:
         """logits_per_image [N, M] and logits_per_text [M, N] in float32, see `CLIP.forward`."""
@@ -377,6 +393,8 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "vocab_size": lambda value: value is None or _is_positive(value),
     "images_at_once": _is_positive,
     "tokens_at_once": _is_positive,
+    "text_tower": lambda value: value is None or value in TEXT_TOWERS,
+    "text_positions": lambda value: value is None or _is_positive(value),
     "eos_token_id": lambda value: value is None or (type(value) is int and value >= 0),
     "crc32": _is_list_of_files,
 }

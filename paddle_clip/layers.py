@@ -83,8 +83,14 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 EPSILON = 1e-5
-# Paddle's kernels hold epsilon as a float32, 2.5e-13 below 1e-5: enough to show in float64 where a variance is small.
-EPSILON_SHORTFALL = EPSILON - float(np.float32(EPSILON))
+
+
+def shortfall(epsilon: float) -> float:
+    """How much less than epsilon Paddle's kernels add, which hold it as a float32.
+
+    For 1e-5 it is 2.5e-13: enough to show in float64 where a variance is small.
+    """
+    return epsilon - float(np.float32(epsilon))
 
 
 def float32_if_half(x: Tensor) -> Tensor:
@@ -113,7 +119,7 @@ class BatchNorm2D(nn.BatchNorm2D):
     def forward(self, x: Tensor) -> Tensor:
         variance = self._variance
         if x.dtype == paddle.float64 and not self.training:
-            variance = variance + EPSILON_SHORTFALL
+            variance = variance + shortfall(EPSILON)
         y = F.batch_norm(
             float32_if_half(x),
             self._mean,
@@ -130,11 +136,14 @@ class BatchNorm2D(nn.BatchNorm2D):
 class LayerNorm(nn.LayerNorm):
     """Layer norm that computes in float32 for half-precision inputs and in the input's dtype otherwise."""
 
+    def __init__(self, width: int, epsilon: float = EPSILON):
+        super().__init__(width, epsilon)
+
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None and self.bias is not None
         weight, bias = float32_if_half(self.weight), float32_if_half(self.bias)
         if x.dtype == paddle.float64:  # norm(x, ε) = norm(cx, c²ε), and the kernel's epsilon is c²ε
-            x = x * (1 - EPSILON_SHORTFALL / EPSILON) ** 0.5
+            x = x * (1 - shortfall(self._epsilon) / self._epsilon) ** 0.5
         return F.layer_norm(float32_if_half(x), self._normalized_shape, weight, bias, self._epsilon).astype(x.dtype)
 
 
@@ -198,6 +207,22 @@ def causal_bound(length: int, dtype: paddle.dtype, at: Optional[Tensor] = None) 
     queries = places if at is None else at.reshape([-1, 1, 1])  # [L] or [B, 1, 1]
     later = places > queries.unsqueeze(-1)  # [L, L] or [B, 1, 1, L]
     return paddle.where(later, paddle.full([], -math.inf, dtype), paddle.full([], math.inf, dtype))
+
+
+def padding_bound(text: Tensor, dtype: paddle.dtype) -> Tensor:
+    """Upper bounds of scores by which no query sees padding, whose id is 0: infinite, and -10,000 for padding.
+
+    BERT adds -10,000 there, after which a weight is 0 in any precision.
+
+    Args:
+        text: token ids [B, L].
+        dtype: dtype of the scores.
+
+    Returns:
+        [B, 1, 1, L].
+    """
+    bound = paddle.where(text == 0, paddle.full([], -1e4, dtype), paddle.full([], math.inf, dtype))  # [B, L]
+    return bound.unsqueeze([1, 2])
 
 
 def _require_additive(attn_mask: Tensor) -> None:

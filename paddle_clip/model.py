@@ -16,8 +16,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from .arrays import as_tensor
 from .checks import require_images, require_tokens
-from .config import CLIPConfig, Preprocessing
+from .config import CLIPConfig, default_preprocessing
 from .layers import (
     AvgPool2D,
     BatchNorm2D,
@@ -45,6 +46,7 @@ from .layers import (
     token,
 )
 from .threads import keep_memory, use_cores
+from .tokenizer import token_ids
 
 
 class Bottleneck(nn.Layer):
@@ -373,6 +375,7 @@ class CLIP(nn.Layer):
         vision_head_width: width of a head of the vision transformer, or of a ResNet's attention pool.
         vision_mlp_width: hidden width of the vision transformer's MLPs; None: four times its width.
         transformer_mlp_width: hidden width of the text transformer's MLPs; None: four times its width.
+        text_positions: rows of the table of positions, of a `ChineseCLIP`; None: as many as the context length.
 
     Attributes:
         config: the arguments, a `CLIPConfig`.
@@ -383,6 +386,8 @@ class CLIP(nn.Layer):
 
     A tower alone, the other's width being 0, has neither the other's attributes nor `logit_scale`.
     """
+
+    text_tower = "clip"
 
     def __init__(
         self,
@@ -403,6 +408,7 @@ class CLIP(nn.Layer):
         vision_head_width: int = 64,
         vision_mlp_width: Optional[int] = None,
         transformer_mlp_width: Optional[int] = None,
+        text_positions: Optional[int] = None,
     ):
         super().__init__()
         use_cores()
@@ -422,8 +428,10 @@ class CLIP(nn.Layer):
             vision_head_width,
             vision_mlp_width,
             transformer_mlp_width,
+            self.text_tower,
+            text_positions,
         )
-        self.preprocessing = Preprocessing()
+        self.preprocessing = default_preprocessing(self.text_tower)
         self.embed_dim = embed_dim or vision_width or transformer_width
         self.context_length = context_length
         self.vocab_size = vocab_size
@@ -447,35 +455,38 @@ class CLIP(nn.Layer):
             )
 
         if self.config.has_text:
-            self.transformer = Transformer(
-                transformer_width, transformer_layers, transformer_heads, activation, True, transformer_mlp_width
-            )
-            self.token_embedding = nn.Embedding(vocab_size, transformer_width, weight_attr=default())
-            self.positional_embedding = self.create_parameter([context_length, transformer_width], attr=default())
-            self.ln_final = LayerNorm(transformer_width)
-            self.text_projection = (
-                self.create_parameter([transformer_width, embed_dim], attr=default()) if embed_dim else None
-            )
+            self._build_text()
         if self.config.has_image and self.config.has_text:
             initial = nn.initializer.Constant(math.log(1 / 0.07))
             self.logit_scale = self.create_parameter([], default_initializer=initial)
         self.initialize_parameters()
+
+    def _build_text(self) -> None:
+        """Makes the text tower."""
+        config, width = self.config, self.config.transformer_width
+        self.transformer = Transformer(
+            width,
+            config.transformer_layers,
+            config.transformer_heads,
+            config.activation,
+            True,
+            config.transformer_mlp_width,
+        )
+        self.token_embedding = nn.Embedding(config.vocab_size, width, weight_attr=default())
+        self.positional_embedding = self.create_parameter([config.context_length, width], attr=default())
+        self.ln_final = LayerNorm(width)
+        self.text_projection = self._projection(width)
+
+    def _projection(self, width: int) -> Optional[Tensor]:
+        embed_dim = self.config.embed_dim
+        return self.create_parameter([width, embed_dim], attr=default()) if embed_dim else None
 
     def initialize_parameters(self) -> None:
         """Draws the weights OpenAI does not leave at PyTorch's defaults (OpenAI's method of this name)."""
         if self.config.has_text:
             normal_(self.token_embedding.weight, 0.02)
             normal_(self.positional_embedding, 0.01)
-
-        visual = self.visual if self.config.has_image else None
-        if isinstance(visual, ModifiedResNet):
-            pool = visual.attnpool
-            for proj in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
-                normal_(proj.weight, pool.c_proj.weight.shape[0] ** -0.5)  # c_proj's in_features
-            for block in visual.sublayers():
-                if isinstance(block, Bottleneck):
-                    block.bn3.zero_()
-
+        self._initialize_image()
         if not self.config.has_text:
             return
         width, layers = self.transformer.width, self.transformer.layers
@@ -487,6 +498,16 @@ class CLIP(nn.Layer):
         if self.text_projection is not None:
             normal_(self.text_projection, width**-0.5)
 
+    def _initialize_image(self) -> None:
+        visual = self.visual if self.config.has_image else None
+        if isinstance(visual, ModifiedResNet):
+            pool = visual.attnpool
+            for proj in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+                normal_(proj.weight, pool.c_proj.weight.shape[0] ** -0.5)  # c_proj's in_features
+            for block in visual.sublayers():
+                if isinstance(block, Bottleneck):
+                    block.bn3.zero_()
+
     def build_attention_mask(self) -> Tensor:
         """The additive causal mask [L, L], L the context length: 0, and -inf for later tokens (OpenAI's method)."""
         return paddle.triu(paddle.full([self.context_length] * 2, -math.inf, self.dtype), 1)
@@ -495,8 +516,10 @@ class CLIP(nn.Layer):
     def dtype(self) -> paddle.dtype:
         """The dtype the towers compute in: that of the first convolution, or of the first MLP of a text tower alone."""
         # Not `config.has_image`: where Paddle simulates this code, a property of a data class ends the process.
-        first = self.visual.conv1 if self.config.vision_width else self.transformer.resblocks[0].mlp.c_fc
-        return first.weight.dtype
+        return self.visual.conv1.weight.dtype if self.config.vision_width else self._text_dtype()
+
+    def _text_dtype(self) -> paddle.dtype:
+        return self.transformer.resblocks[0].mlp.c_fc.weight.dtype
 
     def set_state_dict(
         self, state_dict: Mapping[str, Any], use_structured_name: bool = True
@@ -510,6 +533,19 @@ class CLIP(nn.Layer):
         return [], []  # missing and unexpected, as Paddle's method returns them
 
     set_dict = load_dict = set_state_dict
+
+    def tokenize(self, texts: Union[str, Sequence[str]], truncate: bool = False) -> Tensor:
+        """The padded token ids of texts, by the tokenizer that the model was trained with: [N, context length] int64.
+
+        Args:
+            texts: one string or a list of N strings.
+            truncate: whether to cut texts that are too long, before their end token, instead of raising.
+
+        Raises:
+            RuntimeError: if a text is too long and `truncate` is false.
+            TypeError: if `texts` is not a string or a list of strings.
+        """
+        return as_tensor(token_ids(texts, self.context_length, truncate, self.config.text_tower))
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Computes image features, not normalised.
@@ -539,15 +575,28 @@ class CLIP(nn.Layer):
         x = self.token_embedding(text).astype(self.dtype)
         return x + self.positional_embedding[: size(text, 1)].astype(x.dtype)
 
-    def _known_ids(self) -> Optional[int]:
-        """The number of ids that can be embedded; None if another layer than ours does it."""
-        embedding = self.token_embedding
-        return embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
+    def _embedding(self) -> nn.Layer:
+        return self.token_embedding
+
+    def _positions(self) -> int:
+        """The longest text in tokens that the weights allow."""
+        return self.positional_embedding.shape[0]
 
     def _end_of_text(self, text: Tensor) -> Tensor:
         """The place of the token that is read in each row: [B, L] -> [B]."""
         eos = self.config.eos_token_id
         return (text if eos is None else (text == eos).astype("int32")).argmax(axis=-1)
+
+    def _lengths(self, text: Tensor) -> Tensor:
+        """The number of tokens of each row up to the last that its feature depends on: [B, L] -> [B]."""
+        return self._end_of_text(text) + 1
+
+    def _read(self, text: Tensor) -> Tensor:
+        """The token that the feature of each row is made of: [B, L] -> [B, 1, D]."""
+        end_of_text = self._end_of_text(text)  # [B]
+        if is_traced():
+            return self.ln_final(self.transformer.of_one(self._embed(text), end_of_text))
+        return token(self.forward_features(text), end_of_text)
 
     def hidden_states(self, text: Tensor) -> list[Tensor]:
         """All text tokens before the first block and after each one (Hugging Face's `hidden_states`).
@@ -584,19 +633,18 @@ class CLIP(nn.Layer):
                 is an image tower alone.
         """
         if is_traced():
-            x = self.ln_final(self.transformer.of_one(self._embed(text), self._end_of_text(text)))  # [B, 1, D]
-            return project(x.squeeze(1), self.text_projection)
+            return project(self._read(text).squeeze(1), self.text_projection)
         if not self.config.has_text:
             raise ValueError("this model is an image tower alone: encode_text takes the whole model, or its text tower")
-        require_tokens(text, self.positional_embedding.shape[0], self._known_ids())
+        embedding = self._embedding()
+        ids = embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None  # else not ours
+        require_tokens(text, self._positions(), ids)
         text = paddle.to_tensor(text) if isinstance(text, np.ndarray) else text
         if not text.shape[0]:  # which Paddle's kernels refuse
             return self.encode_text(paddle.zeros([1, 1], text.dtype))[:0]
-        end_of_text = self._end_of_text(text)  # [B]
         if trim:
-            text = text[:, : int(end_of_text.max()) + 1]  # [B, L]
-        x = token(self.forward_features(text), end_of_text)  # [B, 1, D]
-        return project(x.squeeze(1), self.text_projection)  # [B, E]
+            text = text[:, : int(self._lengths(text).max())]  # [B, L]
+        return project(self._read(text).squeeze(1), self.text_projection)  # [B, E]
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Computes scaled cosine similarities of every image with every text.

@@ -1,7 +1,7 @@
 """The published architectures: tables of frozen configs, and a factory function for each of OpenAI's."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from .config import ACTIVATIONS, CLIPConfig
 
@@ -12,11 +12,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVATIONS",
+    "CHINESE",
     "OPEN_CLIP",
     "PRESETS",
     "CLIPConfig",
     "Preset",
     "build",
+    "clip_cn_rn50",
+    "clip_cn_vit_b_16",
+    "clip_cn_vit_h_14",
+    "clip_cn_vit_l_14",
+    "clip_cn_vit_l_14_336",
     "clip_rn50",
     "clip_rn50x4",
     "clip_rn50x16",
@@ -145,17 +151,40 @@ OPEN_CLIP = (
     ),
 )
 
+_BERT: dict[str, Any] = {"vocab_size": 21128, "context_length": 52, "text_tower": "bert", "text_positions": 512}
+
+# Chinese-CLIP's, by the names of cn_clip's files, and with the sizes of its files under cn_clip/clip/model_configs.
+CHINESE = (
+    Preset(
+        "clip_cn_rn50",
+        "",
+        None,
+        76_989_537,
+        CLIPConfig(1024, 224, (3, 4, 6, 3), 64, None, 768, 12, 3, **_BERT),
+    ),
+    Preset("clip_cn_vit-b-16", "", None, 188_262_913, CLIPConfig(512, 224, 12, 768, 16, 768, 12, **_BERT)),
+    Preset("clip_cn_vit-l-14", "", None, 406_233_089, CLIPConfig(768, 224, 24, 1024, 14, 768, 12, **_BERT)),
+    Preset("clip_cn_vit-l-14-336", "", None, 406_560_769, CLIPConfig(768, 336, 24, 1024, 14, 768, 12, **_BERT)),
+    Preset(
+        "clip_cn_vit-h-14",
+        "",
+        None,
+        957_598_209,
+        CLIPConfig(1024, 224, 32, 1280, 14, 1024, 16, 24, vision_head_width=80, **_BERT),
+    ),
+)
+
 # The model in the package, which examples/train_tiny.py trained on pictures of coloured shapes.
 TINY = Preset("tiny", "clip_tiny.pt", None, 3_886_911, CLIPConfig(64, 64, (2, 2, 2, 1), 10, None, 64, 1, 3))
 
 
 def preset(name: str) -> Preset:
-    """The row for a model's name: OpenAI's, such as "RN50" or "ViT-B/32", or open_clip's, such as "ViT-H-14".
+    """The row for a model's name: OpenAI's, such as "RN50", open_clip's, such as "ViT-H-14", or Chinese-CLIP's.
 
     Raises:
         ValueError: if there is no such model; the message lists the known ones.
     """
-    rows = (*PRESETS, *OPEN_CLIP)
+    rows = (*PRESETS, *OPEN_CLIP, *CHINESE)
     for row in rows:
         if row.name == name:
             return row
@@ -164,7 +193,7 @@ def preset(name: str) -> Preset:
 
 def preset_of(config: CLIPConfig) -> Optional[Preset]:
     """The row of the sizes that the shapes of `config`'s weights tell, or None: whatever its activation and heads."""
-    rows = (*PRESETS, *OPEN_CLIP, TINY)
+    rows = (*PRESETS, *OPEN_CLIP, *CHINESE, TINY)
     return next((row for row in rows if _shape_sizes(row.config) == _shape_sizes(config)), None)
 
 
@@ -176,9 +205,11 @@ def _shape_sizes(config: CLIPConfig) -> CLIPConfig:
 
 def build(config: CLIPConfig) -> "CLIP":
     """A `CLIP` of the given sizes with random weights, in train mode."""
-    from .model import CLIP  # imported here: reading the table and converting files need no Paddle
+    from .bert import ChineseCLIP  # imported here: reading the table and converting files need no Paddle
+    from .model import CLIP
 
-    return CLIP(**asdict(config))
+    arguments = asdict(config)
+    return ChineseCLIP(**arguments) if arguments.pop("text_tower") == "bert" else CLIP(**arguments)
 
 
 def clip_rn50() -> "CLIP":
@@ -224,6 +255,31 @@ def clip_vit_l_14() -> "CLIP":
 def clip_vit_l_14_336px() -> "CLIP":
     """ViT-L/14@336px with random weights: 428 M parameters, 336 px, embedding 768."""
     return build(preset("ViT-L/14@336px").config)
+
+
+def clip_cn_rn50() -> "CLIP":
+    """Chinese-CLIP's RN50 with random weights: 77 M parameters, 224 px, embedding 1024."""
+    return build(preset("clip_cn_rn50").config)
+
+
+def clip_cn_vit_b_16() -> "CLIP":
+    """Chinese-CLIP's ViT-B/16 with random weights: 188 M parameters, 224 px, embedding 512."""
+    return build(preset("clip_cn_vit-b-16").config)
+
+
+def clip_cn_vit_l_14() -> "CLIP":
+    """Chinese-CLIP's ViT-L/14 with random weights: 406 M parameters, 224 px, embedding 768."""
+    return build(preset("clip_cn_vit-l-14").config)
+
+
+def clip_cn_vit_l_14_336() -> "CLIP":
+    """Chinese-CLIP's ViT-L/14 for 336 px with random weights: 407 M parameters, embedding 768."""
+    return build(preset("clip_cn_vit-l-14-336").config)
+
+
+def clip_cn_vit_h_14() -> "CLIP":
+    """Chinese-CLIP's ViT-H/14 with random weights: 958 M parameters, 224 px, embedding 1024."""
+    return build(preset("clip_cn_vit-h-14").config)
 
 
 def clip_tiny() -> "CLIP":

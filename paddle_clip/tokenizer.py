@@ -15,6 +15,7 @@ import regex
 
 from .arrays import as_tensor
 from .extras import ZLIB_IS_BROKEN
+from .wordpiece import BertTokenizer
 
 _MERGES = os.path.join(os.path.dirname(__file__), "data", "bpe_simple_vocab_16e6.txt.gz")
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -35,6 +36,7 @@ class SimpleTokenizer:
         vocabulary += [_START, _END]
 
         self.encoder = {token: id for id, token in enumerate(vocabulary)}
+        self.start, self.end = self.encoder[_START], self.encoder[_END]
         self.decoder = dict(enumerate(vocabulary))
         self._byte_characters = characters
         self._character_bytes = {character: byte for byte, character in characters.items()}
@@ -100,8 +102,15 @@ def _tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer()
 
 
+@lru_cache(1)
+def _bert_tokenizer() -> BertTokenizer:
+    return BertTokenizer()
+
+
 def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False) -> Any:
-    """The padded token ids of texts (OpenAI's `clip.tokenize`).
+    """The padded token ids of texts, for OpenAI's models and open_clip's (OpenAI's `clip.tokenize`).
+
+    `model.tokenize` gives those of any model: Chinese-CLIP has a tokenizer of its own.
 
     Args:
         texts: one string or a list of N strings.
@@ -118,17 +127,18 @@ def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncat
     return as_tensor(token_ids(texts, context_length, truncate))
 
 
-def token_ids(texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False) -> np.ndarray:
-    """The ids of `tokenize` as an int64 array [N, context_length]."""
+def token_ids(
+    texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False, text_tower: str = "clip"
+) -> np.ndarray:
+    """The ids of `tokenize` as an int64 array [N, context_length], or those for the text tower "bert"."""
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"tokenize takes a string or a list of strings; found {type(text).__name__}: {text!r:.80}")
-    tokenizer = _tokenizer()
-    start, end = tokenizer.encoder[_START], tokenizer.encoder[_END]
+    tokenizer = _bert_tokenizer() if text_tower == "bert" else _tokenizer()
     rows = np.zeros([len(texts), context_length], np.int64)
     for row, text in zip(rows, texts):
-        ids = [start, *tokenizer.encode(text), end]
+        ids = [tokenizer.start, *tokenizer.encode(text), tokenizer.end]
         if len(ids) > context_length:
             if not truncate:
                 shown = text if len(text) <= 200 else text[:200] + "…"
@@ -136,7 +146,7 @@ def token_ids(texts: Union[str, Sequence[str]], context_length: int = 77, trunca
                     f"the text is {len(ids)} tokens long, start and end included, and the context length is "
                     f"{context_length}: {shown!r}. Shorten it, or cut it with tokenize(…, truncate=True)"
                 )
-            ids[context_length - 1 :] = [end]
+            ids[context_length - 1 :] = [tokenizer.end]
         row[: len(ids)] = ids
     return rows
 
@@ -153,6 +163,5 @@ def decode(tokens: Any) -> Union[str, list[str]]:
 
 def _decode_row(ids: list[int]) -> str:
     tokenizer = _tokenizer()
-    end = tokenizer.encoder[_END]
-    ids = ids[: ids.index(end)] if end in ids else ids
-    return tokenizer.decode(id for id in ids if id != tokenizer.encoder[_START]).strip()
+    ids = ids[: ids.index(tokenizer.end)] if tokenizer.end in ids else ids
+    return tokenizer.decode(id for id in ids if id != tokenizer.start).strip()

@@ -28,7 +28,6 @@ from .extras import require
 from .images import Batch, batches
 from .losses import ContrastiveLoss
 from .model import CLIP
-from .tokenizer import tokenize
 from .transforms import image_transform
 
 TOWERS = ("image", "text")
@@ -219,7 +218,7 @@ def _step(
     amp: Optional[str],
 ) -> float:
     """Makes one step of the optimiser and returns the loss before it."""
-    tokens = tokenize(batch.labels, model.context_length, truncate=True)  # [W, L]
+    tokens = model.tokenize(batch.labels, truncate=True)  # [W, L]
     parts = [slice(first, first + batch_size) for first in range(0, len(batch.labels), batch_size)]
     loss_function = ContrastiveLoss()
     loss = backward(

@@ -20,9 +20,18 @@ from .arrays import as_tensor
 from .checkpoints.files import StrPath, expanded
 from .checks import unwrapped
 from .defaults import BATCH_SIZE, LABELS_SHOWN, TEMPLATE
-from .encoding import Encoder, encode_images, encode_tokens, inference, logit_factor, progress_bar, takes_arrays, unit
+from .encoding import (
+    Encoder,
+    encode_images,
+    encode_tokens,
+    inference,
+    logit_factor,
+    progress_bar,
+    takes_arrays,
+    tokenized,
+    unit,
+)
 from .images import Name, as_images, batches, image_files, is_one_image, warn_of_damage
-from .tokenizer import token_ids
 
 ClassNames = Iterable[Union[str, Sequence[str]]]  # a class with several names is a list of them
 Template = Union[str, Callable[[str], str]]  # a text with {} for the name, or a function of the name
@@ -135,8 +144,8 @@ def text_features(
 
 def _encode(model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "Optional[tqdm[Any]]") -> np.ndarray:
     """The features [N, E] of N texts that are all tokenized at once."""
-    tokens = token_ids(texts, model.context_length)  # [N, L]
-    lengths = tokens.argmax(axis=-1) + 1  # [N], end-of-text is the highest token
+    tokens = tokenized(model, texts)  # [N, L]
+    lengths = tokens.shape[1] - (tokens[:, ::-1] != 0).argmax(axis=-1)  # [N], without padding
     order = np.argsort(-lengths, kind="stable")
     features, first = [], 0
     while first < len(order):

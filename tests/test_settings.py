@@ -331,7 +331,7 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path, run):
     assert check(tmp_path / "x.pdparams")[0].config.vision_head_width == 80
 
 
-@pytest.mark.parametrize("row", presets.OPEN_CLIP, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*presets.OPEN_CLIP, *presets.CHINESE], ids=lambda row: row.name)
 def test_the_sizes_of_a_published_model_tell_its_heads(row):
     state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in parameter_shapes(row.config).items()}
     found = dialects.from_checkpoint(dict(dialects.to_openai(name, array) for name, array in state.items()))

@@ -194,7 +194,9 @@ def _layout(arrays: dict[str, Any], output: str) -> dict[str, Any]:
     """The arrays under the names and in the layouts that the extension of the output asks for."""
     if not output.endswith(".pt"):
         return arrays
-    return dict(dialects.to_openai(name, np.asarray(array)) for name, array in arrays.items())
+    prefix = "state_dict." if any(name.startswith("bert.") for name in arrays) else ""  # as cn_clip loads it
+    theirs = (dialects.to_openai(name, np.asarray(array)) for name, array in arrays.items())
+    return {prefix + name: array for name, array in theirs}
 
 
 def _report(checkpoint: Checkpoint, weights: dialects.Weights, digest: str) -> Report:

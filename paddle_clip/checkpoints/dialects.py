@@ -35,6 +35,23 @@ OPENAI = (
     ("visual.attnpool.c_proj.weight", "visual.attnpool.c_proj.weight", True),
 )
 
+_BERT_LINEARS = (
+    *(f"attention.self.{part}" for part in ("query", "key", "value")),
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+# cn_clip's Chinese-CLIP; `Wqkv` is what its flash attention calls the fused projection.
+CHINESE_CLIP = (
+    *(
+        (f"bert.encoder.layer.{{}}.{part}.weight", f"bert.encoder.layer.{{}}.{part}.weight", True)
+        for part in _BERT_LINEARS
+    ),
+    ("visual.{}.attn.Wqkv.weight", "visual.{}.attn.in_proj.weight", True),
+    ("visual.{}.attn.Wqkv.bias", "visual.{}.attn.in_proj.bias", False),
+    *OPENAI,
+)
+
 # open_clip's models with a separate text tower: OpenAI's names with the prefix "text.".
 OPEN_CLIP = (
     ("text.text_projection", "text_projection", False),
@@ -81,6 +98,16 @@ HUGGING_FACE = (
     ("vision_model.pre_layrnorm.{}", "visual.ln_pre.{}", False),  # Hugging Face's spelling
     ("vision_model.post_layernorm.{}", "visual.ln_post.{}", False),
     ("visual_projection.weight", "visual.proj", True),
+    # ChineseCLIPModel
+    *(
+        (f"text_model.encoder.layer.{{}}.{part}.weight", f"bert.encoder.layer.{{}}.{part}.weight", True)
+        for part in _BERT_LINEARS
+    ),
+    ("text_model.encoder.layer.{}", "bert.encoder.layer.{}", False),
+    *(
+        (f"text_model.embeddings.{part}.{{}}", f"bert.embeddings.{part}.{{}}", False)
+        for part in ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
+    ),
 )
 
 # The same names for Paddle's layers, in PaddleMIX (ppdiffusers): nothing is transposed.
@@ -96,6 +123,23 @@ def _paddlenlp(theirs: str, ours: str) -> Rules:
 
 
 PADDLENLP = (
+    # ChineseCLIPModel
+    *(
+        (f"text_model.encoder.layers.{{}}.{theirs}.{{}}", f"bert.encoder.layer.{{}}.{ours}.{{}}", False)
+        for theirs, ours in (
+            ("self_attn.q_proj", "attention.self.query"),
+            ("self_attn.k_proj", "attention.self.key"),
+            ("self_attn.v_proj", "attention.self.value"),
+            ("self_attn.out_proj", "attention.output.dense"),
+            ("norm1", "attention.output.LayerNorm"),
+            ("linear1", "intermediate.dense"),
+            ("linear2", "output.dense"),
+            ("norm2", "output.LayerNorm"),
+        )
+    ),
+    ("text_model.embeddings.layer_norm.{}", "bert.embeddings.LayerNorm.{}", False),
+    ("text_model.embeddings.{}", "bert.embeddings.{}", False),
+    # CLIPModel
     *_paddlenlp("text_model", "transformer.resblocks"),
     *_paddlenlp("vision_model", "visual.transformer.resblocks"),
     ("text_model.positional_embedding.weight", "positional_embedding", False),
@@ -127,7 +171,10 @@ class Dialect(NamedTuple):
     activation: str  # activation of all models in this dialect, or "" where names do not tell it
 
 
-_HUGGING_FACE_TELLS = r"text_model\.embeddings\.token_embedding\.weight|vision_model\.embeddings\.class_embedding"
+_HUGGING_FACE_TELLS = (
+    r"text_model\.embeddings\.token_embedding\.weight|vision_model\.embeddings\.class_embedding"
+    r"|text_model\.encoder\.layer\.0\.intermediate\.dense\.weight"
+)
 
 DIALECTS = (
     Dialect("paddle_clip", r".+\.attn\.in_proj\.weight", (), "quickgelu"),
@@ -145,13 +192,15 @@ DIALECTS = (
         "quickgelu",
     ),
     Dialect("paddle_clip", r"visual\.bn1\._mean", (), "quickgelu"),  # a ResNet alone
+    Dialect("Chinese-CLIP", r"bert\.embeddings\.word_embeddings\.weight", CHINESE_CLIP, "quickgelu"),
     Dialect("open_clip", r"text\.token_embedding\.weight", OPEN_CLIP, ""),
     Dialect("OpenAI", r".*", OPENAI, "quickgelu"),
 )
 
-# Names of tensors that are not weights: sizes, which the shapes tell too; masks; PyTorch's counters.
+# Names of tensors that are not weights: sizes, which the shapes tell too; masks; PyTorch's counters; BERT's pooler.
 DROPPED = re.compile(
     r"input_resolution|context_length|vocab_size|.+\.num_batches_tracked|(.+\.)?attn_mask|.+\.position_ids"
+    r"|(bert|text_model)\.pooler\..+"  # which Chinese-CLIP does not read
 )
 DROPPED_OF_TOWER = re.compile(f"{DROPPED.pattern}|logit_scale")
 
@@ -213,7 +262,7 @@ def from_checkpoint(
     """
     found = find(tensors, source, prefix)
     source = f"{source} ({alone(found.towers)})" if alone(found.towers) else source
-    inner = {name: tensors[raw] for name, raw in found.names.items()}
+    inner = _split({name: tensors[raw] for name, raw in found.names.items()})
     dialect = _dialect(inner)
     is_dropped = DROPPED_OF_TOWER if len(found.towers) == 1 else DROPPED
     dropped = sorted(name for name in inner if is_dropped.fullmatch(name))
@@ -244,8 +293,21 @@ def from_checkpoint(
         transformer_heads=told.transformer_heads or config.transformer_heads,
     )
     by = (dialect.name, told.told_by, told.is_assumed)
-    ignored = len(tensors) - len(inner)
+    ignored = len(tensors) - len(found.names)
     return Weights(config, arrays, dropped, ignored, found.prefix, *by, alone(found.towers), told.preprocessing)
+
+
+def _split(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors with BERT's projections in three parts, which cn_clip's flash attention fuses."""
+    for name in [name for name in tensors if ".attention.self." in name and name.startswith("bert.")]:
+        start, part = name.split(".attention.self.")
+        if part.startswith("Wqkv.") and tensors[name].ndim and tensors[name].shape[0] % 3 == 0:
+            fused = tensors.pop(name)
+            for letter, array in zip(("query", "key", "value"), np.split(fused, 3)):
+                tensors[f"{start}.attention.self.{letter}.{part[5:]}"] = array
+        elif part.startswith("out_proj."):
+            tensors[f"{start}.attention.output.dense.{part[9:]}"] = tensors.pop(name)
+    return tensors
 
 
 def _dialect(tensors: Mapping[str, np.ndarray]) -> Dialect:
@@ -254,6 +316,9 @@ def _dialect(tensors: Mapping[str, np.ndarray]) -> Dialect:
     wider = (array.shape for name, array in tensors.items() if name.endswith(".mlp.fc1.weight"))
     if dialect.rules is HUGGING_FACE and any(len(shape) == 2 and shape[0] < shape[1] for shape in wider):
         return dialect._replace(rules=PADDLEMIX)  # [in, out]
+    hidden = tensors.get("bert.encoder.layer.0.intermediate.dense.weight")
+    if dialect.name == "Chinese-CLIP" and hidden is not None and hidden.ndim == 2 and hidden.shape[0] < hidden.shape[1]:
+        return DIALECTS[0]  # [in, out]: a text tower alone of ours
     return dialect
 
 
@@ -304,8 +369,8 @@ def to_paddle(name: str, array: np.ndarray, rules: Rules = OPENAI) -> tuple[str,
 
 
 def to_openai(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """OpenAI's name and layout of one of our tensors; the array is a view."""
-    for theirs, ours, transposed in OPENAI:
+    """OpenAI's name and layout of one of our tensors, or cn_clip's of one of BERT's; the array is a view."""
+    for theirs, ours, transposed in (*CHINESE_CLIP[: len(_BERT_LINEARS)], *OPENAI):
         match = _pattern(ours).fullmatch(name)
         if match:
             return theirs.format(*match.groups()), array.T if transposed else array
@@ -314,5 +379,5 @@ def to_openai(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
 
 def published_dtype(name: str) -> str:
     """The dtype of a tensor in OpenAI's files, by its name with us or OpenAI (OpenAI's `convert_weights`)."""
-    float32 = r"(.+\.)?(ln_\w+|bn\d|downsample\.1)\.\w+|(.+\.)?(\w+_embedding)(\.weight)?|logit_scale"
-    return "float32" if re.fullmatch(float32, name) else "float16"
+    float32 = r"(.+\.)?(ln_\w+|bn\d|downsample\.1)\.\w+|(.+\.)?(\w+_embedding)(\.weight)?|(.+\.)?logit_scale"
+    return "float32" if re.fullmatch(float32, name) and "bert." not in name else "float16"

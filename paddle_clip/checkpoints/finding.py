@@ -24,10 +24,14 @@ _TELLS = {
         r"((?:.+?\.)??)(visual\.|vision_model\.)?"
         r"((?:embeddings\.)?class_embedding|attnpool\.positional_embedding(?:\.weight)?)"
     ),
-    TEXT: re.compile(r"((?:.+?\.)??)(text\.|text_model\.)?((?:embeddings\.)?token_embedding\.weight)"),
+    TEXT: re.compile(
+        r"((?:.+?\.)??)"
+        r"(?:(text\.|text_model\.)?((?:embeddings\.)?token_embedding\.weight)"
+        r"|(bert\.|text_model\.)(embeddings\.word_embeddings\.weight))"
+    ),
 }
 # The start of all names of a tower that has a parent, its projection's among them.
-_OF_TOWER = {IMAGE: re.compile(r"visual|vision_"), TEXT: re.compile(r"text[._]")}
+_OF_TOWER = {IMAGE: re.compile(r"visual|vision_"), TEXT: re.compile(r"text[._]|bert\.")}
 
 Names = dict[str, str]  # {name without prefix and wrappers: name in the file}
 
@@ -118,7 +122,7 @@ def _places(names: Iterable[str]) -> dict[str, dict[str, str]]:
         for tower, pattern in _TELLS.items():
             match = pattern.fullmatch(name)
             if match:
-                places.setdefault(match[1], {})[tower] = match[2] or ""
+                places.setdefault(match[1], {})[tower] = match[2] or (match[4] if tower == TEXT else "") or ""
     return places
 
 

@@ -11,7 +11,16 @@ import warnings
 from collections.abc import Container, Mapping
 from typing import Any, NamedTuple, Optional
 
-from ..config import ACTIVATIONS, INTERPOLATIONS, MEAN, RESIZE_MODES, STD, CLIPConfig, Preprocessing
+from ..config import (
+    ACTIVATIONS,
+    INTERPOLATIONS,
+    MEAN,
+    RESIZE_MODES,
+    STD,
+    CLIPConfig,
+    Preprocessing,
+    default_preprocessing,
+)
 from ..errors import CheckpointError, listed
 from ..presets import preset_of
 from .files import TORCHSCRIPT, Checkpoint, brief
@@ -40,19 +49,40 @@ _ANY = _words("""
     torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
 """)
 _HUGGING_FACE = {*_ANY, "eos_token_id", "text_config", "text_config_dict", "vision_config", "vision_config_dict"}
-_TOWER = {*_ANY, "eos_token_id", "hidden_act", "num_attention_heads", "projection_dim"}  # the last is the model's
+_TOWER = {
+    *_ANY,
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "num_attention_heads",
+    "projection_dim",  # the model's
+}
 _NONE: Expected = {
     "quantization_config": (),
     "pruned_heads": ({},),
     "tokenizer_class": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 
+# What Chinese-CLIP's text tower, BERT, may say beyond `_TOWER`.
+_BERT: Expected = {
+    "hidden_act": ("gelu",),
+    "layer_norm_eps": (1e-12,),
+    "position_embedding_type": ("absolute",),
+    "tokenizer_class": ("BertTokenizer", "BertTokenizerFast"),
+    "type_vocab_size": (2,),
+}
 _PROCESSOR = _words("""
     _processor_class _valid_processor_keys crop_size data_format device disable_grouping do_center_crop do_convert_rgb
     do_normalize image_mean image_std image_seq_length input_data_format pad_size processor_class rescale_factor
     return_tensors
 """)
-_PROCESSORS = ("CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
+_PROCESSORS = tuple(
+    f"{kind}{name}"
+    for kind in ("CLIP", "ChineseCLIP")
+    for name in ("FeatureExtractor", "ImageProcessor", "ImageProcessorFast", "ImageProcessorPil")
+)
 
 _OPEN_CLIP = {"cast_dtype", "custom_text", "init_logit_scale", "nonscalar_logit_scale", "output_dict", "text_cfg"}
 _OPEN_CLIP_TOWER = _words("""
@@ -124,12 +154,12 @@ def settings_of(
     checkpoint = tensors if isinstance(tensors, Checkpoint) else Checkpoint("state dict")
     is_openais = checkpoint.kind == TORCHSCRIPT
     is_open_clips = dialect in ("OpenAI", "open_clip") and not is_openais
-    told = Settings()
+    told = Settings(preprocessing=default_preprocessing(config.text_tower))
     if "activation" in checkpoint.metadata:
         told = _in_metadata(checkpoint.metadata, config, source)
     elif dialect in _WITH_CONFIG or is_open_clips:
         told = _beside(checkpoint, config, dialect, source)
-    elif not is_openais:
+    elif not is_openais and dialect != "Chinese-CLIP":  # which has no settings but these
         _warn_of_unread(checkpoint, dialect, source)
     told = told._replace(vision_head_width=_head_width(heads, told, config, is_openais, source))
     if given:
@@ -169,7 +199,7 @@ def metadata_of(config: CLIPConfig, preprocessing: Preprocessing) -> dict[str, s
         described["transformer_heads"] = str(config.transformer_heads)
     if config.eos_token_id is not None:
         described["eos_token_id"] = str(config.eos_token_id)
-    if preprocessing != Preprocessing():
+    if preprocessing != Preprocessing() or config.text_tower == "bert":
         described["preprocessing"] = json.dumps(preprocessing._asdict())
     return described
 
@@ -253,7 +283,11 @@ class _Sheet:
 def _in_metadata(metadata: Mapping[str, Any], config: CLIPConfig, source: str) -> Settings:
     """The settings in the metadata of a file that this package wrote."""
     sheet = _Sheet("its metadata", source)
-    activation, eos, pictures = metadata["activation"], metadata.get("eos_token_id"), Preprocessing()
+    activation, eos, pictures = (
+        metadata["activation"],
+        metadata.get("eos_token_id"),
+        default_preprocessing(config.text_tower),
+    )
     sheet.require("activation", activation, activation in ACTIVATIONS, ACTIVATIONS)
     fits = eos is None or (str(eos).isdecimal() and len(str(eos)) < 10 and int(eos) < config.vocab_size)
     sheet.require("eos_token_id", eos, fits, f"an id below {config.vocab_size}")
@@ -300,7 +334,7 @@ def _preprocessing_beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: s
             found = read(sheet, content, config.image_resolution)
             sheet.close()
             return found
-    return Preprocessing()
+    return default_preprocessing(config.text_tower)
 
 
 def _pooled_width(config: CLIPConfig) -> int:
@@ -339,16 +373,19 @@ def _square(side: Optional[int]) -> Container[Any]:
 
 def _hugging_face(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) -> Settings:
     """The activation, the end-of-text and the heads of a config.json."""
-    kinds = {"text": ("clip_text_model",), "vision": ("clip_vision_model",)}
+    is_chinese = config.text_tower == "bert" or str(described.get("model_type")).startswith("chinese_clip")
+    kind = "chinese_clip" if is_chinese else "clip"
+    kinds = {tower: (f"{kind}_{tower}_model",) for tower in ("text", "vision")}
     alone = next((tower for tower, names in kinds.items() if described.get("model_type") in names), None)
     if alone:  # one tower, whose settings are not in a section
         towers = {alone: described}
     else:
-        expected = {"model_type": ("clip",), "projection_dim": (config.embed_dim,), **_NONE}
+        expected = {"model_type": (kind,), "projection_dim": (config.embed_dim,), **_NONE}
         given = sheet.section("", described, expected, _HUGGING_FACE)
         # In files that have both, transformers takes the second alone.
         towers = {tower: given.get(f"{tower}_config_dict", given.get(f"{tower}_config", {})) for tower in kinds}
-    defaults, heads = {"text": 8, "vision": 12}, {"text": 0, "vision": 0}  # transformers' defaults
+    defaults = {"text": 12 if is_chinese else 8, "vision": 12}  # transformers'
+    heads = {"text": 0, "vision": 0}
     widths = {"text": config.transformer_width, "vision": config.vision_width}
     found = {}
     for tower, content in towers.items():
@@ -358,11 +395,16 @@ def _hugging_face(sheet: _Sheet, described: dict[str, Any], config: CLIPConfig) 
             "layer_norm_eps": (1e-5,),
             **_NONE,
             **_hugging_face_sizes(tower, config),
+            **(_BERT if is_chinese and tower == "text" else {}),
         }
         given = sheet.section(name, content, expected, _TOWER)
         number = given.get("num_attention_heads", defaults[tower])
         heads[tower] = sheet.part(f"{name}num_attention_heads", number, widths[tower]) or 0
         found[tower] = given
+    if is_chinese:
+        given = found.pop("text", {})  # BERT's activation is the exact GELU, which _BERT requires
+        if not found:
+            return Settings("quickgelu", transformer_heads=heads["text"] or None)
     acts = sorted({brief(given.get("hidden_act", "quick_gelu")) for given in found.values()})
     activations = {"quick_gelu": "quickgelu", "gelu": "gelu"}
     if len(acts) > 1 or acts[0] not in activations:
@@ -386,7 +428,7 @@ def _hugging_face_sizes(tower: str, config: CLIPConfig) -> Expected:
             **sizes,
             "num_hidden_layers": (config.transformer_layers,),
             "vocab_size": (config.vocab_size,),
-            "max_position_embeddings": (config.context_length,),
+            "max_position_embeddings": (config.text_positions or config.context_length,),
         }
     return {
         **sizes,

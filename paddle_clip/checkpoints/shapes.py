@@ -13,6 +13,7 @@ Shapes = dict[str, tuple[int, ...]]  # {our name: shape}
 HINT = "Expected weights of OpenAI's CLIP, in OpenAI's or paddle_clip's names; `paddle-clip models` lists the models"
 
 RESNET_CELL = 32  # pixels that one position of a ResNet's last feature map stands for
+BERT_CONTEXT = 52  # tokens of Chinese-CLIP's texts, which no shape tells
 # The sizes of a tower that is not there.
 NO_IMAGE: dict[str, Any] = {"image_resolution": 0, "vision_layers": 0, "vision_width": 0, "vision_patch_size": None}
 NO_TEXT: dict[str, Any] = {"transformer_width": 0, "transformer_heads": 0, "transformer_layers": 0}
@@ -46,6 +47,9 @@ def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPCo
         else:
             embed_dim = 0 if "visual.class_embedding" in shapes else size("visual.attnpool.c_proj.bias", 0, 1)
         return CLIPConfig(embed_dim, **_vision_sizes(shapes, size, source), **NO_TEXT)
+    image = _vision_sizes(shapes, size, source) if has_image else NO_IMAGE
+    if any(name.startswith("bert.") for name in shapes):
+        return CLIPConfig(size("text_projection", 1, 2), **{**image, **_bert_sizes(shapes, size)})
     width = size("ln_final.weight", 0, 1)
     text: dict[str, Any] = {
         "embed_dim": size("text_projection", 1, 2) if has_image or "text_projection" in shapes else 0,
@@ -56,7 +60,24 @@ def config_from_shapes(shapes: Shapes, source: str = "the state dict") -> CLIPCo
         "transformer_layers": _blocks(shapes, "transformer.resblocks"),
         "transformer_mlp_width": _mlp_width(shapes, "transformer", width),
     }
-    return CLIPConfig(**{**(_vision_sizes(shapes, size, source) if has_image else NO_IMAGE), **text})
+    return CLIPConfig(**{**image, **text})
+
+
+def _bert_sizes(shapes: Shapes, size: Callable[[str, int, int], int]) -> dict[str, Any]:
+    """The sizes that BERT tells; `size` tells one, by name, axis and number of dimensions."""
+    width = size("bert.embeddings.word_embeddings.weight", 1, 2)
+    positions = size("bert.embeddings.position_embeddings.weight", 0, 2)
+    mlp_width = size("bert.encoder.layer.0.intermediate.dense.bias", 0, 1)
+    return {
+        "context_length": min(BERT_CONTEXT, positions),
+        "vocab_size": size("bert.embeddings.word_embeddings.weight", 0, 2),
+        "transformer_width": width,
+        "transformer_heads": width // 64,
+        "transformer_layers": _blocks(shapes, "bert.encoder.layer"),
+        "transformer_mlp_width": None if mlp_width == 4 * width else mlp_width,
+        "text_tower": "bert",
+        "text_positions": positions if positions > BERT_CONTEXT else None,
+    }
 
 
 def _blocks(shapes: Shapes, prefix: str) -> int:
@@ -107,7 +128,9 @@ def parameter_shapes(config: CLIPConfig) -> Shapes:
     shapes: Shapes = {}
     if config.has_image:
         shapes.update(_vision_transformer(config) if config.is_vit else _resnet(config))
-    if config.has_text:
+    if config.text_tower == "bert":
+        shapes.update(_bert(config))
+    elif config.has_text:
         width = config.transformer_width
         shapes.update(_transformer("transformer", width, config.transformer_layers, config.transformer_mlp_width))
         shapes["token_embedding.weight"] = (config.vocab_size, width)
@@ -146,6 +169,26 @@ def _transformer(prefix: str, width: int, layers: int, mlp_width: Optional[int])
         shapes.update(_linear(f"{block}.mlp.c_fc", width, mlp_width))
         shapes.update(_linear(f"{block}.mlp.c_proj", mlp_width, width))
         shapes.update(_norm(f"{block}.ln_2", width))
+    return shapes
+
+
+def _bert(config: CLIPConfig) -> Shapes:
+    width, mlp_width = config.transformer_width, config.transformer_mlp_width or 4 * config.transformer_width
+    shapes: Shapes = {
+        "bert.embeddings.word_embeddings.weight": (config.vocab_size, width),
+        "bert.embeddings.position_embeddings.weight": (config.text_positions or config.context_length, width),
+        "bert.embeddings.token_type_embeddings.weight": (2, width),
+        **_norm("bert.embeddings.LayerNorm", width),
+        "text_projection": (width, config.embed_dim),
+    }
+    for block in (f"bert.encoder.layer.{index}" for index in range(config.transformer_layers)):
+        for part in ("query", "key", "value"):
+            shapes.update(_linear(f"{block}.attention.self.{part}", width, width))
+        shapes.update(_linear(f"{block}.attention.output.dense", width, width))
+        shapes.update(_norm(f"{block}.attention.output.LayerNorm", width))
+        shapes.update(_linear(f"{block}.intermediate.dense", width, mlp_width))
+        shapes.update(_linear(f"{block}.output.dense", mlp_width, width))
+        shapes.update(_norm(f"{block}.output.LayerNorm", width))
     return shapes
 
 

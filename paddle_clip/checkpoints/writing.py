@@ -255,16 +255,26 @@ def _safetensors(tensors: Tensors, checksums: Checksums, metadata: dict[str, str
 def _torch(tensors: Tensors, checksums: Checksums, metadata: dict[str, str]) -> list[Piece]:
     """The zip that `torch.save(state_dict, path)` writes: a pickle, and the bytes of each tensor.
 
+    Names that all begin with "state_dict." are those of a state dict within a dict.
     All entries have one fixed date, so that the same tensors give the same file.
     """
-    pickled = b"\x80\x02ccollections\nOrderedDict\n)R("
+    nested = "state_dict." if all(name.startswith("state_dict.") for name in tensors) else ""
+    pickled = b"\x80\x02" + (b"}" + _plain("state_dict") if nested else b"") + b"ccollections\nOrderedDict\n)R("
     for key, (name, tensor) in enumerate(tensors.items()):
         strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
         storage = "c" + _TORCH_NAMES[tensor.dtype].replace(".", "\n") + "\n"
-        pickled += _plain(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((" + _plain("storage") + storage.encode()
+        pickled += (
+            _plain(name[len(nested) :])
+            + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+            + _plain("storage")
+            + storage.encode()
+        )
         pickled += _plain(str(key)) + _plain("cpu") + _plain(math.prod(tensor.shape)) + b"tQ" + _plain(0)
         pickled += _plain(tensor.shape) + _plain(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
-    entries: list[tuple[str, Piece]] = [("data.pkl", pickled + b"u."), ("byteorder", b"little")]
+    entries: list[tuple[str, Piece]] = [
+        ("data.pkl", pickled + (b"us." if nested else b"u.")),
+        ("byteorder", b"little"),
+    ]
     entries += [(f"data/{key}", name) for key, name in enumerate(tensors)]
     entries += [("version", b"3\n"), ("paddle_clip.json", json.dumps(metadata).encode())]
 

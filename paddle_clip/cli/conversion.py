@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..config import Preprocessing
+from ..config import CLIPConfig, Preprocessing
 from ..presets import PRESETS, TINY, table
 from .messages import in_options, print_error
 from .shared import INTERRUPTED, add_command, add_json, add_settings, print_json, settings
@@ -152,12 +152,18 @@ def _describe(report: "Report") -> list[tuple[str, str]]:
     gelu = "; a file that open_clip trained with GELU needs activation='gelu'" if report.activation_assumed else ""
     return [
         ("format", report.kind + beside),
-        ("preset", report.preset or f"none of the nine presets: {report.config}"),
+        ("preset", report.preset or f"none: {_describe_sizes(report.config)}"),
         ("activation", f"{report.config.activation} (by {report.activation_from}{gelu})"),
         *([("pictures", _describe_preprocessing(report))] if report.preprocessing != Preprocessing() else []),
         ("SHA-256", f"{report.sha256}: {official}"),
         ("tensors", f"{report.tensors}{dropped}"),
     ]
+
+
+def _describe_sizes(config: CLIPConfig) -> str:
+    sizes = asdict(config)
+    told = ("activation", "text_tower")  # on a line of its own, and by the name of the form
+    return ", ".join(f"{name} {size}" for name, size in sizes.items() if size is not None and name not in told)
 
 
 def _describe_preprocessing(report: "Report") -> str:

@@ -95,13 +95,12 @@ def bench(arguments: argparse.Namespace) -> None:
     import paddle
 
     from ..deploy import compile
-    from ..tokenizer import tokenize
 
     compiled = compile(model, threads=arguments.threads)
     rows = []
     for size in arguments.batch_size:
         side = model.config.image_resolution
-        texts = tokenize(["a photo of a dog."] * size, model.context_length)
+        texts = model.tokenize(["a photo of a dog."] * size)
         inputs = {"image": paddle.rand([size, 3, side, side]), "text": texts}
         for tower, batch in inputs.items():
             eager, fast = (

@@ -15,7 +15,7 @@ import numpy as np
 
 import reference
 from paddle_clip.presets import PRESETS
-from variants import TINY, VARIANTS
+from variants import OTHERS, TINY, VARIANTS
 
 
 class Evil:
@@ -35,6 +35,9 @@ def main(folder):
         torch.save(model.state_dict(), f"{name}_state_dict.pt")
         np.savez(f"{name}.npz", **{key: tensor.numpy() for key, tensor in model.state_dict().items()})
         reference.save_archive(model, f"{name}.pt")
+
+    for name, config in OTHERS.items():
+        reference.save_state_dict(reference.random_model(config), f"{name}.pt")
 
     # Storages: one shared by three tensors, views with strides and offsets, all dtypes.
     base = torch.randn(6, 8)

@@ -6,6 +6,13 @@ RESNET = CLIPConfig(96, 96, (2, 1, 3, 2), 16, None, 128, 2, 3, 16, 300)
 VIT = CLIPConfig(64, 48, 3, 128, 16, 192, 3, 2, 12, 200)
 VARIANTS = {"resnet": RESNET, "vit": VIT}
 
+_BERT = {"context_length": 52, "vocab_size": 150, "text_tower": "bert", "text_positions": 60}
+OTHERS = {
+    "chinese_vit": CLIPConfig(64, 48, 2, 128, 16, 192, 3, 3, transformer_mlp_width=320, **_BERT),
+    "chinese_resnet": CLIPConfig(96, 96, (1, 1, 2, 1), 16, None, 128, 2, 2, **_BERT),
+    "wide": CLIPConfig(48, 48, 2, 160, 16, 192, 3, 2, 12, 200, "gelu", None, 32, 352),  # as open_clip's ViT-g
+}
+
 # The smallest there can be, for fuzzing.
 TINY = {
     "tiny_resnet": CLIPConfig(8, 32, (1, 1, 1, 1), 8, None, 64, 1, 1, 4, 20),
