@@ -37,7 +37,8 @@ ClassNames = Iterable[Union[str, Sequence[str]]]  # a class with several names i
 Template = Union[str, Callable[[str], str]]  # a text with {} for the name, or a function of the name
 Templates = Union[Template, Sequence[Template]]
 
-_PROMPTS = os.path.join(os.path.dirname(__file__), "data", "prompts.json")
+_DATA = os.path.join(os.path.dirname(__file__), "data")
+_PROMPTS = {"en": "prompts.json", "zh": "prompts_zh.json"}
 _TEXTS_AT_ONCE = 1 << 14  # texts that are tokenized and held as features together
 
 
@@ -67,34 +68,37 @@ class Accuracy(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------- prompts
 
 
-@lru_cache(1)
-def _prompts() -> dict[str, Any]:
-    with open(_PROMPTS, encoding="utf-8") as file:
+@lru_cache(2)
+def _prompts(language: str) -> dict[str, Any]:
+    if language not in _PROMPTS:
+        raise ValueError(f"language is {language!r}; choose one of {', '.join(_PROMPTS)}")
+    with open(os.path.join(_DATA, _PROMPTS[language]), encoding="utf-8") as file:
         return json.load(file)
 
 
-def available_prompts() -> list[str]:
-    """The names of the data sets that `prompts` knows."""
-    return list(_prompts())
+def available_prompts(language: str = "en") -> list[str]:
+    """The names of the data sets that `prompts` knows in a language."""
+    return list(_prompts(language))
 
 
-def prompts(name: str) -> tuple[list[Union[str, list[str]]], list[str]]:
+def prompts(name: str, language: str = "en") -> tuple[list[Union[str, list[str]]], list[str]]:
     """The class names and templates OpenAI published for a data set of the paper (its table 9; data/README.md here).
 
     Args:
         name: one of `available_prompts()`, such as "ImageNet" or "CIFAR100", in upper or lower case.
+        language: "en", or "zh" for those that Chinese-CLIP was evaluated with, of ImageNet alone.
 
     Returns:
         A list of class names, in the order of the data set's labels as OpenAI lists them, and a list of templates with
         `{}` for the name. A class with several names is a list of them, as `zero_shot_classifier` takes it.
 
     Raises:
-        ValueError: if there is no such data set; the message lists the known ones.
+        ValueError: if there is no such language or data set; the message lists the known ones.
     """
-    for known, found in _prompts().items():
+    for known, found in _prompts(language).items():
         if known.lower() == name.lower():
             return list(found["classes"]), list(found["templates"])
-    raise ValueError(f"no prompts for {name!r}; available: {', '.join(available_prompts())}")
+    raise ValueError(f"no prompts for {name!r}; available: {', '.join(available_prompts(language))}")
 
 
 IMAGENET_CLASSES: tuple[Union[str, list[str]], ...] = tuple(prompts("imagenet")[0])

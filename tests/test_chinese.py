@@ -1,5 +1,6 @@
 """Chinese-CLIP: against cn_clip's own code and Hugging Face's, its files, its tokens, its pictures, its programs."""
 
+import importlib.util
 import json
 import os
 import random
@@ -377,3 +378,19 @@ def test_everything_that_takes_texts_takes_chinese(small, tmp_path, run):
     done = run("-m", "paddle_clip", "classify", pictures[0], "--model", tmp_path / "x.pdparams", "--labels", "狗", "猫")
     assert done.returncode == 0, done.stderr
     assert "狗" in done.stdout
+
+
+def test_prompts_in_chinese():
+    """ImageNet's, as cn_clip's evaluation has them."""
+    path = reference.located("cn-clip", "cn_clip/eval/imagenet_zeroshot_templates.py", "cn-clip")
+    spec = importlib.util.spec_from_file_location("cn_clip_templates", path)
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    classes, templates = paddle_clip.prompts("imagenet", language="zh")
+    assert classes == theirs.imagenet_classnames
+    assert templates == [template("{}") for template in theirs.openai_imagenet_template]
+    assert len(classes) == len(paddle_clip.prompts("ImageNet")[0]) == 1000
+    with pytest.raises(ValueError, match="no prompts for 'CIFAR10'; available: ImageNet"):
+        paddle_clip.prompts("CIFAR10", language="zh")
+    with pytest.raises(ValueError, match="language is 'fr'; choose one of en, zh"):
+        paddle_clip.available_prompts("fr")

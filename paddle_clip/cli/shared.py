@@ -76,11 +76,14 @@ def add_images(parser: Parser) -> None:
 
 
 def add_labels(parser: Parser, what: str = "labels") -> None:
-    """--labels, --labels-file, --prompts and --template; `labels_and_templates` reads them."""
+    """--labels, --labels-file, --prompts, --language and --template; `labels_and_templates` reads them."""
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", nargs="+", metavar="LABEL", help=what)
     labels.add_argument("--labels-file", metavar="FILE", help="a file with one label per line")
     labels.add_argument("--prompts", metavar="DATASET", help="class names and templates of the paper, such as imagenet")
+    parser.add_argument(
+        "--language", choices=("en", "zh"), default="en", help="language of --prompts: en (default), or zh for Chinese"
+    )
     parser.add_argument(
         "--template",
         action="append",
@@ -314,7 +317,7 @@ def labels_and_templates(
     if arguments.prompts:
         from ..zeroshot import prompts
 
-        labels, templates = prompts(arguments.prompts)
+        labels, templates = prompts(arguments.prompts, arguments.language)
         return labels, arguments.template or templates
     labels = read_lines(arguments.labels_file) if arguments.labels_file else arguments.labels
     return labels, arguments.template or [TEMPLATE]
