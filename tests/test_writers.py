@@ -253,3 +253,15 @@ def test_float16_of_every_layout_widens_part_by_part(tmp_path, monkeypatch):
     found = reading.read(str(tmp_path / "x.safetensors"))
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(found[name]), array.astype(np.float32), err_msg=name, strict=True)
+
+
+def test_places_beyond_four_gigabytes_are_zip64(tmp_path, monkeypatch):
+    """As in ViT-bigG's file; here they begin at 20,000 bytes."""
+    arrays = {f"layer{number}": np.full([40, 50], number, np.float32) for number in range(6)}
+    monkeypatch.setattr(writing, "_FAR", 20_000)
+    write(tmp_path / "x.pt", arrays)
+    assert b"PK\6\6" in (tmp_path / "x.pt").read_bytes()
+    for found in (torch.load(tmp_path / "x.pt", weights_only=True), reading.read(tmp_path / "x.pt")):
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(np.asarray(found[name]), array)

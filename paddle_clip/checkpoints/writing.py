@@ -215,6 +215,7 @@ def _compare(path: str, tensors: Tensors, checksums: Checksums) -> None:
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _TORCH_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_FAR = _ZIP64 = (1 << 32) - 1  # from here on a place in a zip stands elsewhere, in eight bytes, and this in its own
 _ALIGNMENT = 64  # bytes tensors are aligned to, as in PyTorch's files
 
 
@@ -289,14 +290,17 @@ def _torch(tensors: Tensors, checksums: Checksums, metadata: dict[str, str]) -> 
         padding = -(position + 30 + len(path) + 4) % _ALIGNMENT
         extra = struct.pack("<HH", 0x4246, padding) + b"Z" * padding  # "FB", as PyTorch pads
         local = b"PK\3\4" + fields + struct.pack("<HH", len(path), len(extra)) + path + extra
+        far = struct.pack("<HHQ", 1, 8, position) if position >= _FAR else b""
         directory += b"PK\1\2" + struct.pack("<H", 20) + fields
-        directory += struct.pack("<HHHHHII", len(path), 0, 0, 0, 0, 0, position) + path
+        directory += struct.pack("<HHHHHII", len(path), len(far), 0, 0, 0, 0, _ZIP64 if far else position) + path + far
         pieces += [local, content]
         position += len(local) + size
-    if position >= 1 << 32:
-        raise CheckpointError("the weights are larger than the 4 GiB of a .pt; write a .safetensors file instead")
     count, size = len(entries), len(directory)
-    return [*pieces, directory + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, size, position, 0)]
+    if position >= _FAR:
+        directory += b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, size, position)
+        directory += b"PK\6\7" + struct.pack("<IQI", 0, position + size, 1)
+    end = struct.pack("<HHHHIIH", 0, 0, count, count, size, _ZIP64 if position >= _FAR else position, 0)
+    return [*pieces, directory + b"PK\5\6" + end]
 
 
 _FORMS = {".pdparams": _pickle, ".safetensors": _safetensors, ".pt": _torch}
