@@ -1,4 +1,4 @@
-"""Fine-tuning on (image, caption) pairs: the data, the schedule, gradients of large batches, checkpoints, the loop."""
+"""Fine-tuning on (image, caption) pairs: the data, the schedule, gradients of large batches, the loop."""
 
 import contextlib
 import functools
@@ -15,22 +15,23 @@ import paddle
 from paddle import Tensor
 from paddle.optimizer import Optimizer
 
-from .checkpoints import files, writing
+from .checkpoints import files
 from .checkpoints.conversion import save
 from .checkpoints.files import StrPath
-from .checkpoints.reading import read
-from .checkpoints.settings import metadata_of
 from .checks import unwrapped
 from .defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, WARMUP, WEIGHT_DECAY
+from .distributed import Ranks, join, slice_of
 from .encoding import HALF_DTYPES
-from .errors import CheckpointError
 from .extras import require
 from .images import Batch, batches
+from .layers import float32_if_half
 from .losses import ContrastiveLoss
 from .model import CLIP
+from .resumption import differences, resume_checkpoint, save_checkpoint
 from .transforms import image_transform
 
 TOWERS = ("image", "text")
+ALONE = Ranks()
 # The paper's values for vision transformers (table 18).
 ADAM_BETAS = (0.9, 0.98)
 ADAM_EPSILON = 1e-6
@@ -76,9 +77,12 @@ def finetune(
     batches do not shift their statistics and a batch may be processed in parts; their gains and biases are trained. The
     optimiser is AdamW with the paper's betas; the learning rate rises linearly and falls along a cosine.
 
+    In a script that `paddle.distributed.launch` started, the processes train one model together: each takes its slice
+    of every batch, and the result is that of one process but for rounding. They start with the weights of the first
+    process, which alone writes files and calls `on_step`; an error of one stops all.
+
     Args:
-        model: a float32 `CLIP`; in `paddle.DataParallel` it is trained on this device alone. It is in eval mode
-            afterwards.
+        model: a float32 `CLIP`, or one in `paddle.DataParallel`, which is not needed. It is in eval mode afterwards.
         pairs: a list of (image, caption), as `pairs.read_pairs` returns it; an image is whatever `preprocess` takes.
         output: path for the trained weights, see `save`. While training, a checkpoint is kept beside it, at `output`
             with the extension `.checkpoint.safetensors`; `load` reads it too.
@@ -86,8 +90,9 @@ def finetune(
             training is not identical to an uninterrupted one.
         epochs: number of passes over the pairs.
         batch_size: number of pairs that go through the model at once.
-        accumulate: number of such batches that make up the batch of one step. The loss compares each pair with all
-            others of the step, as if they were on the device together, for the time of one more forward pass.
+        accumulate: number of such batches of each process that make up the batch of one step. The loss compares each
+            pair with all others of the step, as if they were on the device together, for the time of one more forward
+            pass.
         learning_rate: highest learning rate.
         warmup: share of all steps, from 0 to 1, over which the learning rate rises.
         weight_decay: decay of all parameters but gains, biases, the class embedding and `logit_scale`.
@@ -98,7 +103,8 @@ def finetune(
         save_every: number of steps between checkpoints; by default one epoch.
         resume: whether to continue from the checkpoint, if there is one. The result equals that of an uninterrupted
             training bit for bit; on a GPU only if the environment sets FLAGS_cudnn_deterministic and
-            FLAGS_embedding_deterministic to 1.
+            FLAGS_embedding_deterministic to 1. Another number of processes may go on with a batch of the same size, to
+            rounding.
         workers: number of threads that read and prepare images; by default one per core, eight at most.
         logdir: folder for VisualDL's log (the extra `visualdl`).
         on_step: function called with each `Step`.
@@ -115,14 +121,17 @@ def finetune(
         FloatingPointError: if the loss is not finite. The last checkpoint remains.
         ImportError: if `logdir` is given and VisualDL is missing.
     """
+    ranks = join()
     model, seed = unwrapped(model), int(seed)
     pairs = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
     pairs = pairs if hasattr(pairs, "__len__") else list(pairs)
     output = files.expanded(output) if output else output
+    checkpoint = f"{os.path.splitext(output)[0]}.checkpoint.safetensors" if output else None
     settings = {
         "epochs": epochs,
         "batch_size": batch_size,
         "accumulate": accumulate,
+        "ranks": ranks.count,
         "learning_rate": learning_rate,
         "warmup": warmup,
         "weight_decay": weight_decay,
@@ -131,17 +140,15 @@ def finetune(
         "amp": amp,
         "seed": seed,
     }
-    _require_sound(model, settings, pairs, save_every)
-    if output:
-        files.require_place(output)
-    settings["pairs"] = f"{len(pairs)} with SHA-256 {_digest(pairs)}"
-    checkpoint = f"{os.path.splitext(output)[0]}.checkpoint.safetensors" if output else None
-    if checkpoint and os.path.exists(checkpoint) and not resume:
-        raise ValueError(
-            f"{checkpoint} is of an unfinished training: give resume=True to continue, or delete the file to start anew"
-        )
-    pairs_of_step = batch_size * accumulate
-    steps_of_epoch = len(pairs) // pairs_of_step
+
+    def require_sound() -> str:
+        _require_sound(model, settings, pairs, save_every)
+        _require_free(output, checkpoint, resume)
+        return f"{len(pairs)} with SHA-256 {_digest(pairs)}"
+
+    settings["pairs"] = ranks.together(require_sound)
+    pairs_of_rank = batch_size * accumulate  # in one step
+    steps_of_epoch = len(pairs) // (pairs_of_rank * ranks.count)
     steps = epochs * steps_of_epoch
 
     model.eval()
@@ -150,29 +157,57 @@ def finetune(
         optimizer = _optimizer(_trained(model, freeze), weight_decay, clip_norm)
         model.clear_gradients()
         scaler = paddle.amp.GradScaler(enable=amp == "float16")
-        start = _resume(checkpoint, model, optimizer, scaler, settings) if resume and checkpoint else 0
-        log = stack.enter_context(_visualdl(logdir)) if logdir else None
-        drawn = _drawn(pairs, steps, pairs_of_step, seed)
+        start = 0
+        if resume and checkpoint:
+            start = ranks.together(lambda: resume_checkpoint(checkpoint, model, optimizer, scaler, settings))
+        _begin_alike(ranks, model, {**settings, "steps done": start})
+        log = stack.enter_context(_visualdl(logdir)) if logdir and ranks.rank == 0 else None
+        drawn = _drawn(pairs, steps, pairs_of_rank, seed, ranks)
         names = _Lazy(len(drawn), lambda index: drawn[index][0])
         preprocess = preprocess or image_transform(model.config.image_resolution, *model.preprocessing)
-        read_ahead = batches(preprocess, names, drawn, pairs_of_step, workers, None, start * pairs_of_step)
-        for step, batch in enumerate(stack.enter_context(contextlib.closing(read_ahead)), start):
+        read_ahead = batches(preprocess, names, drawn, pairs_of_rank, workers, None, start * pairs_of_rank)
+        stack.enter_context(contextlib.closing(read_ahead))
+        for step in range(start, steps):
+            batch = ranks.together(lambda: next(read_ahead))
             optimizer.set_lr(schedule(step, steps, learning_rate, warmup))
-            loss = _step(model, optimizer, scaler, batch, batch_size, freeze, amp)
+            loss = _step(model, optimizer, scaler, batch, batch_size, freeze, amp, ranks)
             done = Step(step + 1, steps, step // steps_of_epoch + 1, loss, optimizer.get_lr(), float(model.logit_scale))
             history.append(done)
             if checkpoint and (done.step == steps or done.step % (save_every or steps_of_epoch) == 0):
-                _save_checkpoint(checkpoint, model, optimizer, scaler, settings, done.step)
-            if log:
-                for name in ("loss", "learning_rate", "logit_scale"):
-                    log.add_scalar(name, getattr(done, name), done.step)
-            if on_step:
-                on_step(done)
+                state = (checkpoint, model, optimizer, scaler, settings, done.step)
+                ranks.first(lambda: save_checkpoint(*state))  # noqa: B023  it is called here
+            if ranks.rank == 0:
+                _report(done, log, on_step)
     if output and checkpoint:
-        save(model, output)
-        if os.path.exists(checkpoint):
-            os.unlink(checkpoint)
+        ranks.first(lambda: _finish(model, output, checkpoint))
     return history
+
+
+def _begin_alike(ranks: Ranks, model: CLIP, settings: dict[str, Any]) -> None:
+    """Gives all processes the weights of the first one, or raises ValueError if they would train differently."""
+    for rank, told in enumerate(ranks.tell(json.dumps(settings, default=lambda number: number.item()))):
+        different = differences(json.loads(told), settings)
+        if different:
+            raise ValueError(
+                f"process {rank} has other arguments or files than process {ranks.rank}: {different}. Start all with "
+                "the same, and keep the checkpoint where all machines see it"
+            )
+    ranks.make_alike(model.state_dict().values())
+
+
+def _report(step: Step, log: Any, on_step: Optional[Callable[[Step], None]]) -> None:
+    if log:
+        for name in ("loss", "learning_rate", "logit_scale"):
+            log.add_scalar(name, getattr(step, name), step.step)
+    if on_step:
+        on_step(step)
+
+
+def _finish(model: CLIP, output: StrPath, checkpoint: str) -> None:
+    """Writes the trained weights and deletes the checkpoint."""
+    save(model, output)
+    if os.path.exists(checkpoint):
+        os.unlink(checkpoint)
 
 
 class _Lazy:
@@ -188,15 +223,19 @@ class _Lazy:
         return self.item(index)
 
 
-def _drawn(pairs: Sequence[tuple[Any, str]], steps: int, pairs_of_step: int, seed: int) -> _Lazy:
-    """The pairs of all steps, one after the other."""
+def _drawn(pairs: Sequence[tuple[Any, str]], steps: int, pairs_of_rank: int, seed: int, ranks: Ranks) -> _Lazy:
+    """The pairs of all steps that this process takes, one after the other.
+
+    All processes together draw what one process with a batch of that size draws; each takes its slice of every batch.
+    """
+    pairs_of_step = pairs_of_rank * ranks.count
     pairs_of_epoch = len(pairs) // pairs_of_step * pairs_of_step
 
     def pair(index: int) -> tuple[Any, str]:
-        epoch, place = divmod(index, pairs_of_epoch)
+        epoch, place = divmod(slice_of(index, ranks.rank, pairs_of_rank, ranks.count), pairs_of_epoch)
         return pairs[_order(len(pairs), seed, epoch)[place]]
 
-    return _Lazy(steps * pairs_of_step, pair)
+    return _Lazy(steps * pairs_of_rank, pair)
 
 
 @functools.lru_cache(2)  # batches that are read ahead may belong to the next epoch
@@ -216,6 +255,7 @@ def _step(
     batch_size: int,
     freeze: Optional[str],
     amp: Optional[str],
+    ranks: Ranks,
 ) -> float:
     """Makes one step of the optimiser and returns the loss before it."""
     tokens = model.tokenize(batch.labels, truncate=True)  # [W, L]
@@ -230,6 +270,7 @@ def _step(
             enable=bool(amp), dtype="bfloat16" if amp == "bfloat16" else "float16", level="O1"
         ),
         scaler.scale,
+        ranks,
     )
     with paddle.utils.unique_name.guard():  # the numbers Paddle appends to names of moments start at 0
         scaler.step(optimizer)
@@ -254,23 +295,27 @@ def backward(
     freeze: Optional[str] = None,
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+    ranks: Ranks = ALONE,
 ) -> float:
-    """Adds the gradients of the loss over one batch to the parameters, with one part of it in memory at a time.
+    """Computes the gradients of the loss over one batch, with one part of it in memory at a time.
 
-    The features of all parts are computed first, without gradients; the loss over them gives the gradient of each
-    feature; then each part goes through the model again, forward and backward (Gao et al. 2021, "Scaling deep
-    contrastive learning batch size under memory limited setup", arXiv:2101.06983).
+    The features of all parts are computed first, without gradients, and those of all processes gathered; the loss over
+    them gives the gradient of each feature; then each part goes through the model again, forward and backward (Gao et
+    al. 2021, "Scaling deep contrastive learning batch size under memory limited setup", arXiv:2101.06983). A single
+    part keeps what its gradients need and goes through once. At last the processes add up their gradients. No operation
+    between processes has a gradient of its own: every process computes the whole loss, and its rows of the gradient.
 
     Args:
-        model: a `CLIP` in eval mode.
+        model: a `CLIP` in eval mode, whose parameters have no gradients yet.
         loss_function: function of image features, text features and `logit_scale`.
-        parts: pairs of images [B, 3, R, R] and tokens [B, L].
+        parts: images [B, 3, R, R] and tokens [B, L] of each part of this process.
         freeze: tower that needs no gradients, "image" or "text", or None.
         autocast: function that makes the context the towers run in.
         scale: function applied to the loss before the gradients are computed.
+        ranks: the processes whose parts make up the batch, each with as many rows; by default this one alone.
 
     Returns:
-        The loss.
+        The loss over the whole batch.
 
     Raises:
         FloatingPointError: if the loss is not finite; no gradient is computed then.
@@ -281,13 +326,16 @@ def backward(
             return (model.encode_image if tower == "image" else model.encode_text)(inputs)
 
     trained = [tower for tower in TOWERS if tower != freeze]
+    kept: dict[str, Tensor] = {}  # features of a single part, with what their gradients need
     features: dict[str, Tensor] = {}
     for tower, inputs in zip(TOWERS, zip(*parts)):
         if tower in trained and len(parts) == 1:
-            features[tower] = encode(inputs[0], tower)  # [B, E], with what its gradients need
-            continue
-        with paddle.no_grad():
-            features[tower] = paddle.concat([encode(part, tower).astype("float32") for part in inputs])  # [W, E]
+            kept[tower] = encode(inputs[0], tower)  # [B, E]
+            own = float32_if_half(kept[tower].detach())
+        else:
+            with paddle.no_grad():
+                own = paddle.concat([float32_if_half(encode(part, tower)) for part in inputs])  # [W, E]
+        features[tower] = ranks.gather(own)  # [W * ranks, E]
         features[tower].stop_gradient = tower not in trained
     loss = loss_function(features["image"], features["text"], model.logit_scale)
     value = float(loss)
@@ -297,13 +345,13 @@ def backward(
             "in place of amp='float16'; and check that the weights were finite before"
         )
     scale(loss).backward()
-    if len(parts) > 1:
-        for tower in trained:
-            gradient_of_all = features[tower].grad  # [W, E]
-            assert gradient_of_all is not None
-            for part, gradient in zip(parts, gradient_of_all.split(len(parts))):
-                feature = encode(part[TOWERS.index(tower)], tower)  # [B, E], now with what its gradients need
-                paddle.autograd.backward([feature], [gradient.astype(feature.dtype)])
+    for tower in trained:
+        gradient_of_all = features[tower].grad  # [W * ranks, E]
+        assert gradient_of_all is not None
+        for part, gradient in zip(parts, ranks.own(gradient_of_all).split(len(parts))):
+            feature = kept[tower] if kept else encode(part[TOWERS.index(tower)], tower)  # [B, E]
+            paddle.autograd.backward([feature], [gradient.astype(feature.dtype)])
+    ranks.add_gradients(model.parameters(), complete=model.logit_scale)
     return value
 
 
@@ -336,68 +384,6 @@ def _optimizer(parameters: list[Tensor], weight_decay: float, clip_norm: Optiona
     )
 
 
-# -------------------------------------------------------------------------------------------------------- checkpoints
-# A checkpoint is a safetensors file: the model's tensors as model.*, the optimiser's as optimizer.*, metadata.
-
-
-def _save_checkpoint(
-    path: str,
-    model: CLIP,
-    optimizer: Optimizer,
-    scaler: paddle.amp.GradScaler,
-    settings: dict[str, Any],
-    step: int,
-) -> None:
-    arrays = {f"model.{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
-    our_names = {parameter.name: name for name, parameter in model.named_parameters()}
-    for key, tensor in optimizer.state_dict().items():
-        if isinstance(tensor, Tensor):  # Paddle's parameter_moment1_0, whose first part changes from run to run
-            parameter = next(name for name in our_names if key.startswith(f"{name}_"))
-            arrays[f"optimizer.{our_names[parameter]}.{key[len(parameter) + 1 :]}"] = tensor.numpy()
-    scaling = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
-    state = json.dumps({"step": step, "settings": settings, "scaler": scaling}, default=lambda number: number.item())
-    metadata = {**metadata_of(model.config, model.preprocessing), "training": state}
-    writing.write(path, arrays, lambda name: "keep", lambda checksums: {**metadata, "crc32": checksums})
-
-
-def _resume(
-    path: str, model: CLIP, optimizer: Optimizer, scaler: paddle.amp.GradScaler, settings: dict[str, Any]
-) -> int:
-    """Puts a checkpoint's state into model, optimiser and scaler; returns the number of steps done."""
-    if not os.path.exists(path):
-        return 0
-    checkpoint = read(path)
-    writing.verify_checksums(checkpoint, path)
-    try:
-        state = json.loads(checkpoint.metadata["training"])
-        step, earlier = int(state["step"]), dict(state["settings"])
-        scaling: Any = dict(state["scaler"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of a training ({error!r}); delete it to start anew"
-        ) from None
-    different = sorted(name for name in settings if earlier.get(name) != settings[name])
-    if different:
-        listed = ", ".join(f"{name} was {earlier.get(name)} and is {settings[name]}" for name in different)
-        raise ValueError(f"{path} is of another training: {listed}. Give the old values, or delete it to start anew")
-
-    def part(prefix: str) -> dict[str, np.ndarray]:
-        return {name[len(prefix) :]: array for name, array in checkpoint.items() if name.startswith(prefix)}
-
-    parameters = dict(model.named_parameters())
-    accumulators = {}
-    for name, array in part("optimizer.").items():
-        parameter, _, accumulator = name.rpartition(".")
-        if parameter not in parameters:
-            raise CheckpointError(f"{path} has optimiser state for {name}, which this model lacks; delete it")
-        accumulators[f"{parameters[parameter].name}_{accumulator}"] = paddle.to_tensor(np.array(array))
-    model.set_state_dict(part("model."))
-    optimizer.set_state_dict(accumulators)
-    if scaling:
-        scaler.load_state_dict(scaling)
-    return step
-
-
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
@@ -423,10 +409,22 @@ def _require_sound(
         )
     if model.dtype != paddle.float32:
         raise ValueError(f"the model is in {model.dtype}; fine-tuning takes float32: load(…, dtype='float32')")
-    if len(pairs) < settings["batch_size"] * settings["accumulate"]:
+    batch = settings["batch_size"] * settings["accumulate"] * settings["ranks"]
+    if len(pairs) < batch:
+        processes = f" x {settings['ranks']} processes" if settings["ranks"] > 1 else ""
         raise ValueError(
-            f"{len(pairs)} pairs do not fill one batch of {settings['batch_size'] * settings['accumulate']} "
-            f"(batch_size={settings['batch_size']} x accumulate={settings['accumulate']}); lower these"
+            f"{len(pairs)} pairs do not fill one batch of {batch} (batch_size={settings['batch_size']} x "
+            f"accumulate={settings['accumulate']}{processes}); lower these"
+        )
+
+
+def _require_free(output: Optional[StrPath], checkpoint: Optional[str], resume: bool) -> None:
+    """Raises unless the output can be written, and no checkpoint lies there that nobody asks for."""
+    if output:
+        files.require_place(output)
+    if checkpoint and os.path.exists(checkpoint) and not resume:
+        raise ValueError(
+            f"{checkpoint} is of an unfinished training: give resume=True to continue, or delete the file to start anew"
         )
 
 

@@ -14,7 +14,7 @@ from conftest import DEVICES
 from PIL import Image
 
 import paddle_clip
-from paddle_clip import CheckpointError, ContrastiveLoss, finetune, presets, training
+from paddle_clip import CheckpointError, ContrastiveLoss, distributed, finetune, presets, training
 from paddle_clip.checkpoints import reading, writing
 from variants import RESNET, VARIANTS, VIT
 
@@ -222,7 +222,7 @@ def test_the_log_has_every_step(model, pairs, monkeypatch, tmp_path):
 
 def test_each_epoch_is_another_order_and_nothing_is_drawn_twice():
     def drawn(seed):
-        every = training._drawn(range(10), steps=6, pairs_of_step=4, seed=seed)  # two steps to an epoch of ten
+        every = training._drawn(range(10), 6, 4, seed, distributed.Ranks())  # two steps to an epoch of ten
         return [every[index] for index in range(len(every))]
 
     epochs = [drawn(3)[first : first + 8] for first in (0, 8, 16)]

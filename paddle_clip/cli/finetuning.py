@@ -94,7 +94,9 @@ def finetune(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .. import training
+    from ..distributed import join
 
+    is_first = join().rank == 0  # of the processes that a launcher started, the one that prints
     steps: list[Step] = []
 
     def on_step(step: "Step") -> None:
@@ -112,9 +114,9 @@ def finetune(arguments: argparse.Namespace) -> None:
             print(f"epoch {step.epoch}, step {step.step} of {step.steps}: loss {step.loss:.4f}", flush=True)
 
     settings = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
-    with tqdm(unit="step", disable=None) as bar:
+    with tqdm(unit="step", disable=None if is_first else True) as bar:
         training.finetune(model, pairs, arguments.output, preprocess=preprocess, on_step=on_step, **settings)
         if steps and not arguments.json:
             print_loss(steps[-1])
-    if not arguments.json:
+    if is_first and not arguments.json:
         print(f"{arguments.output}: trained on {len(pairs):,} pairs")

@@ -1,0 +1,118 @@
+"""The processes that train one model together, and what they send each other (`paddle.distributed`)."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from paddle import Tensor
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a training; by default this one alone.
+
+    Every method is called by all processes, in the same order.
+
+    Attributes:
+        rank: place of this process, from 0.
+        count: number of processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, one process after the other, without gradients: [B, …] -> [B * count, …]."""
+        if self.count == 1:
+            return rows
+        parts: list[Tensor] = []
+        dist.all_gather(parts, rows)
+        return paddle.concat(parts)
+
+    def own(self, rows: Tensor) -> Tensor:
+        """The rows of this process among those of all: [B * count, …] -> [B, …]."""
+        size = rows.shape[0] // self.count
+        return rows[self.rank * size : (self.rank + 1) * size]
+
+    def add_gradients(self, parameters: Iterable[Tensor], complete: Tensor) -> None:
+        """Sums each parameter's gradient over the processes, all in one message.
+
+        Args:
+            parameters: parameters of one dtype; those without a gradient are left out.
+            complete: the one whose gradient is that of the whole batch on every process already: it is averaged.
+        """
+        if self.count == 1:
+            return
+        chosen = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        flat = paddle.concat([gradient.flatten() for _, gradient in chosen])
+        dist.all_reduce(flat)
+        for (parameter, gradient), part in zip(chosen, flat.split([gradient.size for _, gradient in chosen])):
+            total = part / self.count if parameter is complete else part
+            gradient.set_value(total.reshape(gradient.shape))
+
+    def make_alike(self, tensors: Iterable[Tensor]) -> None:
+        """Gives every process the values of the first one's tensors."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def tell(self, text: str) -> list[str]:
+        """The texts of all processes."""
+        if self.count == 1:
+            return [text]
+        line = text.encode("utf-8", "backslashreplace")
+        longest = int(self.gather(paddle.to_tensor([len(line)])).max())
+        if not longest:  # which is so before every step
+            return [""] * self.count
+        row = np.frombuffer(line.ljust(longest, b"\0"), np.uint8)
+        return [told.tobytes().rstrip(b"\0").decode() for told in self.gather(paddle.to_tensor(row[None])).numpy()]
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Does work that may fail on one process alone; then all of them stop, with the same message.
+
+        Raises:
+            OSError, ValueError: what the work raised here, or with its message what it raised elsewhere.
+        """
+        if self.count == 1:
+            return work()
+        failure = None
+        try:
+            result = work()
+        except (OSError, ValueError) as error:
+            failure = error
+        messages = self.tell("" if failure is None else str(failure) or type(failure).__name__)
+        first = next(filter(None, messages), None)
+        if failure and messages[self.rank] == first:
+            raise failure
+        if first:
+            raise ValueError(first)
+        return result
+
+    def first(self, work: Callable[[], None]) -> None:
+        """Does work on the first process alone, while the others wait; see `together`."""
+        self.together(work if self.rank == 0 else lambda: None)
+
+
+def join() -> Ranks:
+    """The processes that a launcher such as `paddle.distributed.launch` started, or this one alone.
+
+    They are connected where they are not yet: by gloo on CPUs, by NCCL on GPUs.
+    """
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1 and not dist.is_initialized():
+        dist.init_parallel_env()
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def slice_of(place: int, rank: int, size: int, count: int) -> int:
+    """The place in the order of all processes of what stands at a place in the order of one.
+
+    A batch of all is `count` times `size` samples, of which each process takes `size` side by side.
+    """
+    batch, within = divmod(place, size)
+    return (batch * count + rank) * size + within

@@ -1,0 +1,93 @@
+"""Checkpoints of an unfinished training.
+
+A checkpoint is a safetensors file: the model's tensors as model.*, the optimiser's as optimizer.*, metadata.
+"""
+
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.optimizer import Optimizer
+
+from .checkpoints import writing
+from .checkpoints.reading import read
+from .checkpoints.settings import metadata_of
+from .errors import CheckpointError
+from .model import CLIP
+
+_BATCH = ("batch_size", "accumulate", "ranks")  # settings whose product alone must be the same
+
+
+def save_checkpoint(
+    path: str,
+    model: CLIP,
+    optimizer: Optimizer,
+    scaler: paddle.amp.GradScaler,
+    settings: dict[str, Any],
+    step: int,
+) -> None:
+    """Writes the state of a training after a step; the file before it stays until the new one is whole."""
+    arrays = {f"model.{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
+    our_names = {parameter.name: name for name, parameter in model.named_parameters()}
+    for key, tensor in optimizer.state_dict().items():
+        if isinstance(tensor, Tensor):  # Paddle's parameter_moment1_0, whose first part changes from run to run
+            parameter = next(name for name in our_names if key.startswith(f"{name}_"))
+            arrays[f"optimizer.{our_names[parameter]}.{key[len(parameter) + 1 :]}"] = tensor.numpy()
+    scaling = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
+    state = json.dumps({"step": step, "settings": settings, "scaler": scaling}, default=lambda number: number.item())
+    metadata = {**metadata_of(model.config, model.preprocessing), "training": state}
+    writing.write(path, arrays, lambda name: "keep", lambda checksums: {**metadata, "crc32": checksums})
+
+
+def resume_checkpoint(
+    path: str, model: CLIP, optimizer: Optimizer, scaler: paddle.amp.GradScaler, settings: dict[str, Any]
+) -> int:
+    """Puts a checkpoint's state into model, optimiser and scaler; returns the number of steps done.
+
+    Raises:
+        CheckpointError: if the file cannot be used.
+        ValueError: if it was made with other settings.
+    """
+    if not os.path.exists(path):
+        return 0
+    checkpoint = read(path)
+    writing.verify_checksums(checkpoint, path)
+    try:
+        state = json.loads(checkpoint.metadata["training"])
+        step, earlier = int(state["step"]), dict(state["settings"])
+        scaling: Any = dict(state["scaler"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of a training ({error!r}); delete it to start anew"
+        ) from None
+    different = differences(earlier, settings)
+    if different:
+        raise ValueError(f"{path} is of another training: {different}. Give the old values, or delete it to start anew")
+
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {name[len(prefix) :]: array for name, array in checkpoint.items() if name.startswith(prefix)}
+
+    parameters = dict(model.named_parameters())
+    accumulators = {}
+    for name, array in part("optimizer.").items():
+        parameter, _, accumulator = name.rpartition(".")
+        if parameter not in parameters:
+            raise CheckpointError(f"{path} has optimiser state for {name}, which this model lacks; delete it")
+        accumulators[f"{parameters[parameter].name}_{accumulator}"] = paddle.to_tensor(np.array(array))
+    model.set_state_dict(part("model."))
+    optimizer.set_state_dict(accumulators)
+    if scaling:
+        scaler.load_state_dict(scaling)
+    return step
+
+
+def differences(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
+    """What two trainings differ in, in words; "" if nothing. The same batch may be cut into other parts."""
+    same_batch = math.prod(earlier.get(name, 1) for name in _BATCH) == math.prod(settings[name] for name in _BATCH)
+    names = sorted(settings.keys() - set(_BATCH) if same_batch else settings)
+    different = [name for name in names if earlier.get(name) != settings[name]]
+    return ", ".join(f"{name} was {earlier.get(name)} and is {settings[name]}" for name in different)
