@@ -34,6 +34,11 @@ _ROOM_OF = _read_stub()
 
 __all__ = sorted(_ROOM_OF)
 
+# What Paddle says to its developers, on standard error; it reads this when it is imported. And that there is no ccache,
+# for those who compile C++.
+os.environ.setdefault("GLOG_minloglevel", "2")
+warnings.filterwarnings("ignore", "No ccache found", UserWarning)
+
 if ZLIB_IS_BROKEN:
     warnings.warn(
         "paddle was imported before paddle_clip: Paddle 2 then crashes Pillow on PNG images. Import paddle_clip first",

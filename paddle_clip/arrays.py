@@ -12,12 +12,15 @@ from .extras import PADDLE_IS_INSTALLED
 
 
 def as_tensor(array: np.ndarray) -> Any:
-    """The array as a Tensor; as it is where Paddle is not installed."""
+    """The array as a Tensor; as it is where Paddle is not installed, and in a worker process of a DataLoader.
+
+    Paddle's Tensors end such a process. The loader makes Tensors of its arrays.
+    """
     if not PADDLE_IS_INSTALLED:
         return array
     import paddle
 
-    return paddle.to_tensor(array)
+    return paddle.to_tensor(array) if paddle.io.get_worker_info() is None else array
 
 
 def is_tensor(value: Any) -> bool:

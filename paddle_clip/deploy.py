@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional
@@ -193,8 +194,10 @@ def _write_programs(model: CLIP, directory: str) -> None:
         for tower in TOWERS:
             layer = _Tower(encoders[tower], model)
             layer.eval()
-            static = paddle.jit.to_static(layer, input_spec=[specs[tower]], full_graph=True)
-            paddle.jit.save(static, os.path.join(directory, tower))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"paddle\.")  # of what Paddle's own code calls in Paddle
+                static = paddle.jit.to_static(layer, input_spec=[specs[tower]], full_graph=True)
+                paddle.jit.save(static, os.path.join(directory, tower))
     finally:
         if training:
             model.train()

@@ -50,6 +50,20 @@ def require_dtype(dtype: str, device: str) -> None:
         )
 
 
+def device_name(device: Any) -> str:
+    """Paddle's name of a device; PyTorch's "cuda" is "gpu". Raises ValueError for a GPU Paddle is not built for."""
+    name = str(device).replace("cuda", "gpu")
+    if name.startswith("gpu"):
+        import paddle
+
+        if not paddle.device.is_compiled_with_cuda():
+            raise ValueError(
+                f"the device is {device!r}, and this build of Paddle has no CUDA: use device='cpu', or install a build "
+                "that has it, see docs/install.md"
+            )
+    return name
+
+
 @contextlib.contextmanager
 def inference(model: Encoder) -> Iterator[Encoder]:
     """No gradients, and eval mode, which a model that was training leaves again at the end.

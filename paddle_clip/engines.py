@@ -16,7 +16,7 @@ from .checkpoints.files import StrPath, crc32_of_file, expanded, release_pages
 from .checkpoints.settings import preprocessing_of
 from .checks import as_numbers, require_images, require_tokens
 from .config import TEXT_TOWERS
-from .encoding import require_dtype, unit
+from .encoding import device_name, require_dtype, unit
 from .errors import CheckpointError
 from .extras import has, require
 from .threads import available_cores
@@ -237,10 +237,11 @@ class Predictor:
         directory = expanded(directory)
         require_engine(engine, precision, device, threads)
         description = _description(directory)
+        self._made_by = (os.path.abspath(directory), threads, device, engine, precision)
         self.dtype = description["dtype"]
         self.engine = _choose_engine(engine, precision, device, directory, description["crc32"])
-        self.device = "cpu" if self.engine == "openvino" else device or _current_device()
-        _require_device(self.device, self.dtype)
+        device = "cpu" if self.engine == "openvino" else device or _current_device()
+        self.device = _checked_device(device, self.dtype)
         self.threads = threads or available_cores()
         self.precision = precision
         self.context_length = description["context_length"]
@@ -263,6 +264,26 @@ class Predictor:
         self._towers = self._load(directory)
         for tower, runner in self._towers.items():
             self._require_described(directory, tower, runner.shapes)
+
+    def __repr__(self) -> str:
+        return (
+            f"Predictor(image_resolution={self.image_resolution}, embed_dim={self.embed_dim}, "
+            f"context_length={self.context_length}, engine={self.engine!r}, device={self.device!r}, "
+            f"precision={self.precision!r}, threads={self.threads})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled is the folder's path, not what is in it."""
+        if not os.path.isdir(self._made_by[0]):
+            raise TypeError(
+                "what compile made has no folder to be opened again from: export the model, and pickle "
+                "Predictor(directory)"
+            )
+        return type(self), self._made_by
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Predictor":
+        """Itself: nothing in it changes."""
+        return self
 
     @property
     def logit_scale(self) -> Any:
@@ -437,16 +458,13 @@ def is_export(directory: str) -> bool:
         return False
 
 
-def _require_device(device: str, dtype: str) -> None:
+def _checked_device(device: str, dtype: str) -> str:
     kind, _, number = device.partition(":")
-    if not (device == "cpu" or (kind == "gpu" and (number.isdigit() or device == "gpu"))):
+    if not (device == "cpu" or (kind in ("cuda", "gpu") and (number.isdigit() or device == kind))):
         raise ValueError(f"the device is {device!r}; choose cpu, gpu or gpu:<number>")
-    if kind == "gpu":
-        import paddle
-
-        if not paddle.device.is_compiled_with_cuda():
-            raise ValueError(f"the device is {device!r}, and this build of Paddle has no CUDA: use device='cpu'")
+    device = device_name(device)
     require_dtype(dtype, device)
+    return device
 
 
 def _current_device() -> str:

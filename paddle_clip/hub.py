@@ -18,7 +18,7 @@ from .checkpoints.conversion import convert
 from .checkpoints.files import StrPath, expanded, naming, sha256
 from .checkpoints.reading import find_weights, read
 from .checkpoints.writing import verify_checksums
-from .encoding import HALF_DTYPES, require_dtype
+from .encoding import HALF_DTYPES, device_name, require_dtype
 from .errors import CheckpointError
 from .presets import PRESETS, TINY, Preset, build
 from .presets import preset as find_preset
@@ -54,6 +54,10 @@ def load(
     prefix: Optional[str] = None,
     resolution: Optional[int] = None,
     heads: Optional[int] = None,
+    *,
+    device: Optional[Any] = None,
+    jit: bool = False,
+    download_root: Optional[StrPath] = None,
 ) -> "tuple[CLIP, ImageTransform]":
     """Loads a CLIP model and the preprocessing of its images (OpenAI's `clip.load`).
 
@@ -74,6 +78,10 @@ def load(
         resolution: side R of the images in pixels, for which the image positions are interpolated (bicubic, with
             antialiasing, as in open_clip); by default that of the file.
         heads: number of the image tower's heads, where neither the file nor what is beside it tells it.
+        device: "cpu", "gpu", "gpu:1", or PyTorch's "cuda": where the model is put, and all Tensors that are made from
+            then on, as by `paddle.set_device`. By default Paddle's current device.
+        jit: False, as in OpenAI's code; in place of True there is `compile`.
+        download_root: OpenAI's name of `cache_dir`.
 
     Returns:
         The model, in eval mode, and the callable PIL image, path or uint8 array -> float32 Tensor [3, R, R], which
@@ -94,9 +102,13 @@ def load(
 
     if not paddle.in_dynamic_mode():
         raise RuntimeError("Paddle is in static mode, and models run in dynamic mode: call paddle.disable_static()")
+    if jit:
+        raise ValueError("jit=True: load(name) gives the layers, and paddle_clip.compile(model) makes them fast")
     dtype = dtype_name(dtype)
+    if device is not None:
+        paddle.set_device(device_name(device))
     require_dtype(dtype, paddle.get_device())
-    path = find(name_or_path, cache_dir)
+    path = find(name_or_path, cache_dir or download_root)
     checkpoint = read(path)
     verify_checksums(checkpoint, path)
     weights = dialects.from_checkpoint(checkpoint, path, activation, prefix, resolution, heads)
@@ -126,6 +138,8 @@ def load(
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype of `load`: a string, or Paddle's or numpy's own, such as `paddle.float32`."""
     name = getattr(dtype, "__name__", None) or str(dtype).split(".")[-1]
+    if name.partition(":")[0] in ("cpu", "cuda", "gpu"):
+        raise ValueError(f"dtype is {dtype!r}, which is a device: load(name, device={name!r})")
     if name not in LOAD_DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(LOAD_DTYPES)}")
     return name
@@ -147,17 +161,26 @@ def _float32_by_default() -> Iterator[None]:
 def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None) -> str:
     """The path of a file, of a folder's weights, or of the file of a model by name, fetched if need be; see `load`."""
     name_or_path = os.fspath(name_or_path)
-    if name_or_path in available_models():
-        return _cached(find_preset(name_or_path), cache_folder(cache_dir))
-    if name_or_path == TINY.name:
+    if name_or_path not in (*available_models(), TINY.name):
+        path = find_weights(name_or_path)
+        if os.path.isfile(path):
+            return path
+    row = _row_of(name_or_path)
+    if row is TINY:
         return os.path.join(os.path.dirname(__file__), "data", TINY.file)
-    path = find_weights(name_or_path)
-    if not os.path.isfile(path):
-        raise ValueError(
-            f"{name_or_path!r} is neither a file nor a model; available models: {', '.join(available_models())}, "
-            f"{TINY.name!r} without a network, or the path of a .pt, .pdparams or .safetensors file or of a folder"
-        )
-    return path
+    return _cached(row, cache_folder(cache_dir))
+
+
+def _row_of(name: str) -> Preset:
+    """The row of a model that has a published file, by one of its names."""
+    ways = "or give the path of a .pt, .pdparams or .safetensors file or of a folder"
+    try:
+        row = find_preset(name)
+    except ValueError as error:
+        raise ValueError(f"{name!r} is neither a file nor a model: {error}, {ways}") from None
+    if not row.file:
+        raise ValueError(f"{row.name} is none of OpenAI's models, which can be fetched: fetch its file, {ways}")
+    return row
 
 
 def url_of(row: Preset) -> str:

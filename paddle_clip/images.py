@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn, Optional, Union
 
 import numpy as np
 
-from .arrays import is_tensor
+from .arrays import as_array, is_tensor
 from .checkpoints.files import StrPath, expanded
 from .threads import available_cores
 from .transforms import is_picture
@@ -160,8 +160,7 @@ def batches(
     def load(index: int) -> tuple[np.ndarray, Any]:
         item = items[index]
         image, *rest = item if isinstance(item, (tuple, list)) else (item,)
-        ready = is_tensor(image) or (isinstance(image, np.ndarray) and image.dtype.kind == "f")
-        return np.asarray(image if ready else to_array(image)), rest[0] if rest else None
+        return as_array(image) if _is_prepared(image) else to_array(image), rest[0] if rest else None
 
     def collect(begin: int, futures: list[Future[tuple[np.ndarray, Any]]]) -> Batch:
         pixels, indices, labels, damaged = [], [], [], []
@@ -192,6 +191,13 @@ def batches(
             yield collect(*waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _is_prepared(image: Any) -> bool:
+    """Whether an image is [3, R, R] of floats, as a preprocessing returns it."""
+    if not (is_tensor(image) or isinstance(image, np.ndarray)) or "float" not in str(image.dtype):
+        return False
+    return image.ndim == 3 and image.shape[0] == 3 and image.shape[1] == image.shape[2]
 
 
 def array_maker(preprocess: Callable[[Any], Any]) -> Callable[[Any], np.ndarray]:

@@ -1,9 +1,11 @@
-"""What PyTorch has and Paddle lacks, or does slowly: initialisers, norms, masks, attention, strict loading.
+"""What PyTorch has and Paddle lacks, or does slowly: initialisers, norms, masks, attention, strict loading,
+pickles.
 
 Shape letters: B batch, C channels, L tokens, D width, H heads, E joint embedding.
 """
 
 import contextlib
+import copyreg
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -13,7 +15,9 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from paddle.base.framework import EagerParamBase
 
+from .arrays import as_array
 from .errors import require_same_tensors
 
 try:
@@ -158,6 +162,11 @@ def relu_(x: Tensor) -> Tensor:
 def add_(x: Tensor, y: Tensor) -> Tensor:
     """x + y in the memory of `x`, as OpenAI's ResNet adds its branches; a program has no such operation."""
     return x + y if is_traced() else x.add_(y)
+
+
+def mean(x: Tensor, length: int) -> Tensor:
+    """[B, C, L] -> [B, C, 1]. Of a mean in a program Paddle Inference tells on standard output."""
+    return x.sum(axis=2, keepdim=True) / length if is_traced() else x.mean(axis=2, keepdim=True)
 
 
 class AvgPool2D(nn.Layer):
@@ -482,3 +491,33 @@ def load_strictly(model: nn.Layer, state_dict: Mapping[str, Any], use_structured
                 continue
             value = paddle.to_tensor(value)
         tensor.set_value(value.astype(tensor.dtype).reshape(tensor.shape))
+
+
+# ------------------------------------------------------------------------------------------------------------- pickles
+
+
+def _reduced(tensor: Tensor) -> tuple[Any, ...]:
+    """What makes a Tensor or parameter again, of numpy's arrays alone."""
+    names = ("trainable", "optimize_attr", "need_clip") if _is_parameter(tensor) else ("stop_gradient", "persistable")
+    kept = {name: getattr(tensor, name) for name in names}
+    return _made_again, (as_array(tensor), str(tensor.dtype).split(".")[-1], _is_parameter(tensor), kept)
+
+
+def _made_again(array: np.ndarray, dtype: Any, is_parameter: bool, kept: dict[str, Any]) -> Tensor:
+    tensor = paddle.to_tensor(array).astype(dtype)
+    if is_parameter:  # which gets a name of its own
+        value, zero = tensor, nn.initializer.Constant(0.0)
+        tensor = paddle.create_parameter(value.shape, dtype, default_initializer=zero)
+        tensor.set_value(value)
+    for name, setting in kept.items():
+        setattr(tensor, name, setting)
+    return tensor
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, EagerParamBase)
+
+
+# Layers pickle if their Tensors do. Paddle 2 pickles none, and of a pickled parameter Paddle 3 makes a mere Tensor.
+for _kind in (paddle.Tensor, EagerParamBase):
+    copyreg.pickle(_kind, _reduced)

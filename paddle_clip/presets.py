@@ -1,5 +1,7 @@
 """The published architectures: tables of frozen configs, and a factory function for each of OpenAI's."""
 
+import difflib
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -174,6 +176,9 @@ CHINESE = (
     ),
 )
 
+# Words in open_clip's and Hugging Face's names of OpenAI's models, and what stands there in OpenAI's.
+_OTHER_WORDS = {"openai/clip-": "", "-quickgelu": "", "base-patch": "b", "large-patch": "l", "px": ""}
+
 # The model in the package, which examples/train_tiny.py trained on pictures of coloured shapes.
 TINY = Preset("tiny", "clip_tiny.pt", None, 3_886_911, CLIPConfig(64, 64, (2, 2, 2, 1), 10, None, 64, 1, 3))
 
@@ -181,14 +186,25 @@ TINY = Preset("tiny", "clip_tiny.pt", None, 3_886_911, CLIPConfig(64, 64, (2, 2,
 def preset(name: str) -> Preset:
     """The row for a model's name: OpenAI's, such as "RN50", open_clip's, such as "ViT-H-14", or Chinese-CLIP's.
 
+    OpenAI's models may be called as others call them: "vit-b/32", "ViT-B-32", "openai/clip-vit-base-patch32".
+
     Raises:
         ValueError: if there is no such model; the message lists the known ones.
     """
-    rows = (*PRESETS, *OPEN_CLIP, *CHINESE)
-    for row in rows:
-        if row.name == name:
-            return row
-    raise ValueError(f"no model is called {name!r}; available: {', '.join(row.name for row in rows)}")
+    rows = {_letters(row.name): row for row in (*PRESETS, *OPEN_CLIP, *CHINESE, TINY)}
+    if _letters(name) in rows:
+        return rows[_letters(name)]
+    nearest = difflib.get_close_matches(_letters(name), rows, 1)
+    hint = f"did you mean {rows[nearest[0]].name}? " if nearest else ""
+    raise ValueError(f"no model is called {name!r}; {hint}available: {', '.join(row.name for row in rows.values())}")
+
+
+def _letters(name: str) -> str:
+    """What the names of one model have in common: small letters and digits, without what others add."""
+    name = name.lower()
+    for theirs, ours in _OTHER_WORDS.items():
+        name = name.replace(theirs, ours)
+    return re.sub("[^a-z0-9]", "", name)
 
 
 def preset_of(config: CLIPConfig) -> Optional[Preset]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from .arrays import as_tensor
+from .arrays import as_array, as_tensor
 from .config import INTERPOLATIONS, MEAN, RESIZE_MODES, STD
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -62,10 +62,12 @@ def image_transform(
 
     Returns:
         A callable taking a PIL image of any mode that PIL resizes and converts to RGB, the path of an image, the bytes
-        of its file, a file open for reading bytes, or a uint8 array [H, W], [H, W, 3] or [H, W, 4], and returning a
-        float32 Tensor [3, R, R]. It resizes the short side to R, crops the centre, converts to RGB, scales to [0, 1]
-        and normalises. Of an animation it takes the first frame. Pictures with numbers beyond 8 bits are cut off at 0
-        and 255, as in OpenAI's code, and a warning says so. It raises ValueError for what is no picture.
+        of its file, a file open for reading bytes, or an array or Tensor [H, W], [H, W, 3], [H, W, 4] or [3, H, W], in
+        uint8 or of floats from 0 to 1, and returning a float32 Tensor [3, R, R]. It resizes the short side to R, crops
+        the centre, converts to RGB, scales to [0, 1] and normalises. Of an animation it takes the first frame. Pictures
+        with numbers beyond 8 bits are cut off at 0 and 255, as in OpenAI's code, and a warning says so. It raises
+        ValueError for what is no picture. In a worker process of a `paddle.io.DataLoader` it returns an array, of which
+        the loader makes a Tensor.
 
     Raises:
         ValueError: if the interpolation or the resize mode is unknown, or mean or std are not three numbers.
@@ -94,6 +96,7 @@ class ImageTransform:
         if len(mean) != 3 or len(std) != 3:
             raise ValueError(f"mean={mean} and std={std}: give three numbers each, of red, green and blue")
         self.resolution = resolution
+        self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
         self.resample = _RESAMPLING[interpolation]
         self.resize_mode = resize_mode
         self.fill_color = fill_color
@@ -101,6 +104,13 @@ class ImageTransform:
         # A pixel has 256 values: their normalised forms, computed in float32 as torchvision does, are looked up.
         scaled = np.arange(256, dtype=np.float32) / np.float32(255)  # [256]
         self._values = (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]  # [3, 256]
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageTransform({self.resolution}, mean={self.mean}, std={self.std}, "
+            f"interpolation={self.interpolation!r}, resize_mode={self.resize_mode!r}, fill_color={self.fill_color}, "
+            f"exif={self.exif})"
+        )
 
     def __call__(self, image: Any) -> Any:
         return as_tensor(self.array(image))  # [3, R, R]
@@ -142,14 +152,28 @@ def open_image(image: Any, exif: bool = False) -> Image.Image:
         return _read(image, f"{getattr(image, 'name', None) or type(image).__name__}", exif)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _read(io.BytesIO(image), f"{len(image):,} {type(image).__name__}", exif)
-    array = np.asarray(image) if hasattr(image, "__array__") else None
-    if array is None or array.dtype != np.uint8 or not (array.ndim == 2 or array.shape[2:] in ((3,), (4,))):
-        found = type(image).__name__ if array is None else f"{array.dtype} {list(array.shape)}"
+    return _image_of_array(image)
+
+
+def _image_of_array(image: Any) -> Image.Image:
+    """The picture that an array or Tensor is."""
+    array = as_array(image) if hasattr(image, "__array__") else np.empty(0, object)
+    grey_or_last = array.ndim == 2 or array.shape[2:] in ((3,), (4,))
+    is_float = array.dtype.kind == "f"
+    if not (is_float or array.dtype == np.uint8) or not (grey_or_last or (array.ndim == 3 and len(array) == 3)):
+        found = f"{array.dtype} {list(array.shape)}" if hasattr(image, "__array__") else type(image).__name__
         raise ValueError(
-            "an image is a PIL image, the bytes of a file or an open one, a path, or a uint8 array [H, W], [H, W, 3] "
-            f"or [H, W, 4]; found {found}"
+            "an image is a PIL image, the bytes of a file or an open one, a path, or an array or Tensor [H, W], "
+            f"[H, W, 3], [H, W, 4] or [3, H, W] in uint8 or of floats from 0 to 1; found {found}"
         )
-    return Image.fromarray(array)
+    if is_float:
+        if array.size and not (array.min() >= 0 and array.max() <= 1):
+            raise ValueError(
+                f"an image of floats has numbers from 0 to 1; found {array.min():g} to {array.max():g}. Give those up "
+                "to 255 in uint8; what preprocess returned needs no second time"
+            )
+        array = (array * 255).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array if grey_or_last else array.transpose(1, 2, 0)))
 
 
 def _read(file: Any, name: str, exif: bool) -> Image.Image:

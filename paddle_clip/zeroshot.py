@@ -165,7 +165,7 @@ def _encode(model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "Optio
 def zero_shot_classifier(
     model: Encoder,
     classnames: ClassNames,
-    templates: Templates = IMAGENET_TEMPLATES,
+    templates: Optional[Templates] = None,
     batch_tokens: int = 1024,
     progress: Optional[bool] = False,
 ) -> Any:
@@ -177,7 +177,8 @@ def zero_shot_classifier(
     Args:
         model: from `load`.
         classnames: names of K classes; a class with several names is a list of them, whose texts are all averaged.
-        templates: one or more strings with `{}` for the name, or functions of the name that return a text.
+        templates: one or more strings with `{}` for the name, or functions of the name that return a text; by default
+            `IMAGENET_TEMPLATES`, the 80 of the paper.
         batch_tokens: see `encode_texts`.
         progress: see `encode_texts`.
 
@@ -195,12 +196,12 @@ def zero_shot_classifier(
 def _classifier(
     model: Encoder,
     classnames: ClassNames,
-    templates: Templates,
+    templates: Optional[Templates],
     batch_tokens: int = 1024,
     progress: Optional[bool] = False,
 ) -> np.ndarray:
     """The weights of `zero_shot_classifier` as an array [E, K]."""
-    names, fill = class_names(classnames), _templates(templates)
+    names, fill = class_names(classnames), _templates(IMAGENET_TEMPLATES if templates is None else templates)
     texts = [[template(name) for name in of_class for template in fill] for of_class in names]
     classes_at_once = max(1, _TEXTS_AT_ONCE // max(map(len, texts)))
     columns = []
@@ -299,7 +300,7 @@ def evaluate(
     preprocess: Callable[[Any], Any],
     dataset: Any,
     classnames: Optional[ClassNames] = None,
-    templates: Templates = IMAGENET_TEMPLATES,
+    templates: Optional[Templates] = None,
     batch_size: int = BATCH_SIZE,
     workers: Optional[int] = None,
     on_error: str = "raise",

@@ -40,7 +40,9 @@ def test_configs_are_frozen_and_found_by_value():
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match=r"no model is called 'RN51'; available: RN50, RN101, .*ViT-L/14@336px"):
+    with pytest.raises(
+        ValueError, match=r"no model is called 'RN51'; did you mean RN50.* available: RN50, RN101, .*ViT-L/14@336px"
+    ):
         presets.preset("RN51")
 
 

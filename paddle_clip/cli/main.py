@@ -55,7 +55,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def console() -> None:
     """The program `paddle-clip`, with a process to itself."""
-    os.environ.setdefault("GLOG_minloglevel", "2")  # no chatter of Paddle's on standard error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is deleted then, too
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # file names that are no text

@@ -192,15 +192,13 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def load_model(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]":
     """The model and preprocessing of `add_model`'s options."""
-    import paddle
+    import paddle  # noqa: F401  for its handler
 
     from ..hub import load
 
     _handle_sigterm()
-    if arguments.device:
-        paddle.set_device(arguments.device)
     dtype = arguments.dtype if "dtype" in arguments else "float32"
-    loaded = load(arguments.model, dtype, **settings(arguments))
+    loaded = load(arguments.model, dtype, **settings(arguments), device=arguments.device)
     _handle_sigterm()
     return loaded
 
