@@ -30,13 +30,16 @@ from .zeroshot import text_features
 _CHECKPOINT_SECONDS = 1.0  # seconds of work a killed process loses at most, beside its last batch
 _NPY_HEADER = 128  # bytes; numpy pads to a multiple of 64, and no two-dimensional header needs more than this
 _CHUNK = 1 << 26  # bytes of features searched or rewritten at once
+# Cosine of two features of one picture. Engines and precisions of one model reach it, and so does a model that was
+# trained a little further; unrelated models are far below.
+_SAME_MODEL = 0.9
 
 
 class Features(NamedTuple):
     """Image features, the paths of their images, and the damaged images.
 
     Attributes:
-        features: float32 array [N, E]; memory-mapped if it is in a `.npy` file.
+        features: `FeatureArray` [N, E] in float32; memory-mapped if it is in a `.npy` file.
         paths: paths of the N images; the index of an image that has none.
         damaged: (path, reason) of each image that was skipped.
     """
@@ -44,6 +47,26 @@ class Features(NamedTuple):
     features: np.ndarray
     paths: list[Name]
     damaged: list[tuple[Name, str]]
+
+
+class FeatureArray(np.ndarray):
+    """An array of features that knows what made them; so do its parts.
+
+    Attributes:
+        made_by: {"probe": the feature of a picture of noise, "normalized": whether features were divided by their
+            length}; None if it is not known, as of files of before.
+    """
+
+    made_by: Optional[dict[str, Any]]
+
+    def __array_finalize__(self, origin: Any) -> None:
+        self.made_by = getattr(origin, "made_by", None)
+
+
+def _known(features: np.ndarray, made_by: Optional[dict[str, Any]]) -> FeatureArray:
+    array = features.view(FeatureArray)
+    array.made_by = made_by
+    return array
 
 
 class Match(NamedTuple):
@@ -101,9 +124,10 @@ def embed(
         _require_storable(names, output)
     with inference(model) as model:
         probe = _rows(model, _probe(preprocess)[None], normalize)[0]  # [E]
+        made_by = {"probe": probe.tolist(), "normalized": normalize}
         opened: contextlib.AbstractContextManager[_Memory]
         if output is None:
-            opened = contextlib.nullcontext(_Memory(len(names), len(probe)))
+            opened = contextlib.nullcontext(_Memory(len(names), made_by))
         else:
             run = {"images": _digest(names), "count": len(names), "batch_size": batch_size, "normalize": normalize}
             # Engines round differently: a run that another engine continued would mix its numbers with theirs.
@@ -172,7 +196,9 @@ def load_features(path: StrPath) -> Features:
             table = parquet.read_table(path)
             column = table.column("feature").combine_chunks()
             features = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
-            paths, damaged = table.column("path").to_pylist(), json.loads(table.schema.metadata[b"damaged"])
+            metadata = table.schema.metadata
+            paths, damaged = table.column("path").to_pylist(), json.loads(metadata[b"damaged"])
+            made_by = json.loads(metadata.get(b"made_by", b"null"))
     else:
         with _refused_as_no_features(path):
             features = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -180,10 +206,10 @@ def load_features(path: StrPath) -> Features:
         beside = _json_of(path)
         with open(beside, encoding="utf-8") as file, _refused_as_no_features(beside):
             content = json.load(file)
-            paths, damaged = list(content["paths"]), list(content["damaged"])
+            paths, damaged, made_by = list(content["paths"]), list(content["damaged"]), content.get("made_by")
         if dimensions != 2 or len(features) != len(paths):
             raise ValueError(f"{path} has the shape {list(features.shape)}, and {len(paths)} paths are beside it")
-    return Features(features, paths, [tuple(pair) for pair in damaged])
+    return Features(_known(features, made_by), paths, [tuple(pair) for pair in damaged])
 
 
 def _pyarrow_parquet() -> ModuleType:
@@ -228,8 +254,8 @@ def _probe(preprocess: Callable[[Any], Any]) -> np.ndarray:
 class _Memory:
     """Features kept in memory."""
 
-    def __init__(self, count: int, width: int):
-        self.features = np.empty([count, width], np.float32)
+    def __init__(self, count: int, made_by: dict[str, Any]):
+        self.features = _known(np.empty([count, len(made_by["probe"])], np.float32), made_by)
         self.done = self.before = self.rows = 0
         self.damaged: list[tuple[Name, str]] = []
 
@@ -362,10 +388,14 @@ class _File(_Memory):
         os.unlink(self.journal_path)
         return load_features(self.output)
 
+    def _made_by(self) -> dict[str, Any]:
+        return {"probe": self.run["probe"], "normalized": self.run["normalize"]}
+
     def _write_npy(self, paths: list[Name]) -> None:
         """Renames the file; at no moment do the features have the paths of other images beside them."""
         with replacing(_json_of(self.output)) as (file, _):
-            file.write(json.dumps({"paths": paths, "damaged": self.damaged}, indent=0).encode())
+            content = {"made_by": self._made_by(), "damaged": self.damaged, "paths": paths}
+            file.write(json.dumps(content, indent=0).encode())
             file.flush()
             os.fsync(file.fileno())
             if os.path.exists(_json_of(self.output)):
@@ -379,7 +409,8 @@ class _File(_Memory):
         width = shape[1]
         kind = pyarrow.list_(pyarrow.float32(), width)
         name = pyarrow.int64() if paths and isinstance(paths[0], int) else pyarrow.string()
-        schema = pyarrow.schema([("path", name), ("feature", kind)], {"damaged": json.dumps(self.damaged)})
+        metadata = {"damaged": json.dumps(self.damaged), "made_by": json.dumps(self._made_by())}
+        schema = pyarrow.schema([("path", name), ("feature", kind)], metadata)
         features = np.load(self.partial, mmap_mode="r")
         step = max(1, _CHUNK // (width * 4))
         with replacing(self.output, ".parquet") as (file, _), parquet.ParquetWriter(file, schema) as writer:
@@ -417,7 +448,8 @@ def search(
         The images found, the best first.
 
     Raises:
-        ValueError: if the features do not fit the model or the paths, or the image cannot be read.
+        ValueError: if the features do not fit the model or the paths, another model made them, or the image cannot be
+            read.
         RuntimeError: if the text is too long.
     """
     target = _query_feature(model, preprocess, query)
@@ -428,6 +460,7 @@ def search(
         )
     if top_k < 1:
         raise ValueError(f"top_k={top_k}; it must be at least 1")
+    _require_same_model(model, preprocess, getattr(features, "made_by", None))
     best_rows, best_scores = np.empty(0, np.int64), np.empty(0, np.float32)
     step = max(1, _CHUNK // (4 * len(target)))
     for start in range(0, len(features), step):
@@ -438,6 +471,19 @@ def search(
         best = np.lexsort([rows, -scores])[:top_k]  # equal scores in the order of rows
         best_rows, best_scores = rows[best], scores[best]
     return [Match(paths[row], float(score)) for row, score in zip(best_rows, best_scores)]
+
+
+def _require_same_model(model: Encoder, preprocess: Callable[[Any], Any], made_by: Optional[dict[str, Any]]) -> None:
+    """Raises ValueError if a picture's feature is not what the model of a file of features gave."""
+    if made_by is None or not getattr(preprocess, "resolution", True):  # a text tower alone sees no pictures
+        return
+    with inference(model) as model:
+        cosine = float(_rows(model, _probe(preprocess)[None])[0] @ unit(np.array(made_by["probe"])))
+    if cosine < _SAME_MODEL:
+        raise ValueError(
+            f"another model or preprocessing made the features: for one picture their cosine with this one's is "
+            f"{cosine:.2f}. Search with the model that made them, or embed the images again"
+        )
 
 
 def _query_feature(model: Encoder, preprocess: Callable[[Any], Any], query: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Features in bulk: their images, their files, interruption at any moment, damaged images, search."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ from conftest import ROOT
 from PIL import Image
 
 from embed_slowly import BATCH_SIZE, small_model
-from paddle_clip import Match, embed, features, image_transform, load_features, search
+from paddle_clip import Match, compile, embed, features, image_transform, load_features, search
 from paddle_clip.images import image_files
+from paddle_clip.presets import build
 from variants import TINY
 
 
@@ -135,7 +137,7 @@ def test_files_hold_the_same(model, preprocess, folder, paths, name, tmp_path):
         np.testing.assert_array_equal(result.features, expected.features)
         assert result.paths == paths
         assert [path for path, _ in result.damaged] == [str(path_of(folder, index)) for index in DAMAGED]
-    assert isinstance(found.features, np.memmap) == (name == "x.npy")
+    assert isinstance(found.features.base, (np.memmap, mmap.mmap)) == (name == "x.npy")
     assert sorted(os.listdir(tmp_path)) == (["x.json", "x.npy"] if name == "x.npy" else ["x.parquet"])
     again = quietly(model, preprocess, paths[:3], output)  # a new result takes the place of an old one
     assert load_features(output).paths == again.paths == paths[:3]
@@ -443,3 +445,27 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"paths": ["a.jpg"], "damaged": []}))
     with pytest.raises(ValueError, match=r"has the shape \[3, 8\], and 1 paths are beside it"):
         load_features(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet", None])
+def test_another_model_of_the_same_width_finds_nothing(model, preprocess, folder, name, tmp_path):
+    found = quietly(model, preprocess, folder, name and tmp_path / name, normalize=False)
+    known, names, _ = load_features(tmp_path / name) if name else found
+    assert known.made_by["normalized"] is False
+    query = path_of(folder, 0)
+    compiled = compile(model, engine="paddle")
+    assert search(compiled, preprocess, known[::-1], names[::-1], query, top_k=1)[0].path == str(query)
+    paddle.seed(8)
+    other = build(model.config)
+    with pytest.raises(ValueError, match="another model or preprocessing made the features"):
+        search(other, preprocess, known, names, query)
+    assert len(search(other, preprocess, np.asarray(known), names, query, top_k=3)) == 3  # of unknown origin
+
+
+def test_files_of_before_are_read(model, preprocess, folder, tmp_path):
+    quietly(model, preprocess, folder, tmp_path / "x.npy")
+    content = json.loads((tmp_path / "x.json").read_text())
+    del content["made_by"]
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    known, names, _ = load_features(tmp_path / "x.npy")
+    assert known.made_by is None and search(model, preprocess, known, names, path_of(folder, 0))
