@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import sys
 import warnings
 import zlib  # noqa: F401  before Paddle, see extras.ZLIB_IS_BROKEN
 from typing import Any
@@ -45,7 +46,8 @@ if ZLIB_IS_BROKEN:
         RuntimeWarning,
         stacklevel=2,
     )
-if not PADDLE_IS_INSTALLED:
+# Those of the commands that need Paddle say so themselves.
+if not PADDLE_IS_INSTALLED and os.path.basename("".join(sys.argv[:1])) not in ("paddle-clip", "-m"):
     warnings.warn(NO_PADDLE, RuntimeWarning, stacklevel=2)
 
 

@@ -5,6 +5,8 @@ BATCH_SIZE = 64  # images encoded at once, pairs trained on at once
 LABELS_SHOWN = 5  # of an image that is classified
 IMAGES_FOUND = 10  # of a search
 
+NOT_UTF8 = "is not a text in UTF-8: save it as one (in Excel: CSV UTF-8), or of GBK run iconv -f GBK -t UTF-8"
+
 # Fine-tuning
 EPOCHS = 1
 ACCUMULATE = 1

@@ -2,26 +2,34 @@
 
 import csv
 import os
+from typing import Optional
 
 from .checkpoints.files import StrPath, expanded
-from .defaults import TEMPLATE
+from .defaults import NOT_UTF8, TEMPLATE
 from .images import image_files
 
 _SHOWN = 5  # examples in an error message
+# Columns of a table: ours, open_clip's, Hugging Face's.
+_IMAGES, _CAPTIONS = ["image", "filepath", "file_name"], ["caption", "title", "text"]
 
 
 Pair = tuple[str, str]  # path of an image, caption
 
 
-def read_pairs(path: StrPath, template: str = TEMPLATE) -> list[Pair]:
+def read_pairs(
+    path: StrPath, template: str = TEMPLATE, image_column: Optional[str] = None, caption_column: Optional[str] = None
+) -> list[Pair]:
     """Reads the (image, caption) pairs of a data set.
 
     Args:
         path: path of one of
-            a CSV file with the columns `image`, paths relative to the file, and `caption`; others are ignored;
+            a table, CSV or separated by tabs, with the columns `image`, paths relative to the file, and `caption`, or
+            open_clip's `filepath` and `title`, or Hugging Face's `file_name` and `text`; others are ignored;
             a folder of images, each with its caption in a text file of the same name, such as dog.jpg and dog.txt;
             a folder of one folder per class, whose name, `_` standing for a space, is put into the template.
         template: caption of a class, in which `{}` stands for its name.
+        image_column: name of the column of paths, where it is another.
+        caption_column: name of the column of captions, where it is another.
 
     Returns:
         (path, caption) of each pair; pairs of a folder are sorted by path.
@@ -31,7 +39,9 @@ def read_pairs(path: StrPath, template: str = TEMPLATE) -> list[Pair]:
         OSError: if a file or folder cannot be read.
     """
     path = expanded(path)
-    pairs = _pairs_of_folder(path, template) if os.path.isdir(path) else _pairs_of_csv(path)
+    pairs = (
+        _pairs_of_folder(path, template) if os.path.isdir(path) else _pairs_of_csv(path, image_column, caption_column)
+    )
     if not pairs:
         raise ValueError(f"{path} holds no (image, caption) pairs")
     _require_none([image for image, _ in pairs if not os.path.isfile(image)], "images named in {} do not exist", path)
@@ -39,18 +49,31 @@ def read_pairs(path: StrPath, template: str = TEMPLATE) -> list[Pair]:
     return pairs
 
 
-def _pairs_of_csv(path: str) -> list[Pair]:
+def _pairs_of_csv(path: str, image_column: Optional[str], caption_column: Optional[str]) -> list[Pair]:
+    images, captions = (
+        ([image_column] if image_column else _IMAGES),
+        ([caption_column] if caption_column else _CAPTIONS),
+    )
     with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
         try:
+            head = file.readline()
+            file.seek(0)
+            rows = csv.DictReader(file, delimiter="\t" if "\t" in head else ",")
             columns = rows.fieldnames or []
-            if not {"image", "caption"} <= set(columns):
+            image = next((name for name in images if name in columns), None)
+            caption = next((name for name in captions if name in columns), None)
+            if image is None or caption is None:
                 found = ", ".join(columns) or "none"
-                raise ValueError(f"{path} needs the columns image and caption in its first line; found {found:.200}")
+                raise ValueError(
+                    f"{path} needs the columns {images[0]} and {captions[0]} in its first line; found {found:.200}. "
+                    "Name them by image_column='…' and caption_column='…'"
+                )
             folder = os.path.dirname(path)
-            return [(os.path.join(folder, row["image"] or ""), row["caption"] or "") for row in rows]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from None
+            return [(os.path.join(folder, row[image] or ""), row[caption] or "") for row in rows]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} {NOT_UTF8}: {error}") from None
+        except csv.Error as error:
+            raise ValueError(f"{path} is not a CSV file: {error}") from None
 
 
 def _pairs_of_folder(folder: str, template: str) -> list[Pair]:
@@ -77,7 +100,7 @@ def _read_text(path: str) -> str:
         try:
             return " ".join(file.read().split())
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a text in UTF-8: {error}") from None
+            raise ValueError(f"{path} {NOT_UTF8}: {error}") from None
 
 
 def _require_none(wrong: list[str], what: str, path: str) -> None:

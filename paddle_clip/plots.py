@@ -2,6 +2,8 @@
 
 import os
 import textwrap
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -19,6 +21,22 @@ _INCH = 0.86  # side of a cell
 _ABOVE = 1.05  # cells, of the thumbnails
 _LINE = 30  # letters of a text's line
 _LINES = 3
+# With simplified Chinese letters, on Linux, Windows and macOS.
+_CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",  # all of the family's letters are in each of its files
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Droid Sans Fallback",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Heiti SC",
+    "Arial Unicode MS",
+)
 _POINTS = 9.5  # of the letters
 _INK = "#1f2933"
 _BLUES = ["#f7fafc", "#cfe3f3", "#7fb3dd", "#2f7fc1", "#0b3c6f"]
@@ -42,14 +60,24 @@ def similarity(
         OSError: if the file cannot be written.
     """
     require_writable(output)
+    import matplotlib
+
+    with matplotlib.rc_context({"font.family": _fonts("".join([*texts, title or ""]))}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # _fonts says it in one line
+        _draw(images, texts, np.asarray(cosines), output, title)
+
+
+def _draw(
+    images: Sequence[Any], texts: Sequence[str], cosines: np.ndarray, output: StrPath, title: Optional[str]
+) -> None:
     from matplotlib.figure import Figure
 
-    cosines = np.asarray(cosines).T  # [M, N], as drawn
+    cosines = cosines.T  # [M, N], as drawn
     if cosines.shape != (len(texts), len(images)):
         raise ValueError(f"{len(images)} images and {len(texts)} texts do not fit a matrix {list(cosines.T.shape)}")
     rows, columns = cosines.shape
     labels = [_wrapped(text) for text in texts]
-    letters = max(len(line) for label in labels for line in label.split("\n"))
+    letters = max(_width(line) for label in labels for line in label.split("\n"))
     left = 0.25 + 0.075 * letters  # inches, of a mean letter's width
     top = 0.5 if title else 0.15
     width, height = left + columns * _INCH + 0.15, top + (rows + _ABOVE) * _INCH + 0.15
@@ -139,6 +167,32 @@ def _save(figure: "Figure", output: StrPath) -> None:
 
 def _format(output: StrPath) -> str:
     return os.path.splitext(output)[1].lstrip(".").lower()
+
+
+def _width(line: str) -> int:
+    """The number of Latin letters as wide as a line: an ideograph takes two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line)
+
+
+def _fonts(text: str) -> list[str]:
+    """The families of fonts for a text: matplotlib's own, and one with Chinese letters, if the text has such."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    fonts = list(matplotlib.rcParams["font.family"])
+    if _width(text) == len(text):
+        return fonts
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    found = next((name for name in _CHINESE_FONTS if name in installed), None)
+    if found is None:
+        warnings.warn(
+            "no font with Chinese letters is installed, and the picture has boxes in their place: install one, such as "
+            "fonts-noto-cjk by apt or google-noto-sans-cjk-fonts by dnf, and delete matplotlib's cache, "
+            f"{matplotlib.get_cachedir()}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return [*fonts, found] if found else fonts
 
 
 def _wrapped(text: str) -> str:

@@ -55,7 +55,7 @@ def finetune(
     *,
     preprocess: Optional[Callable[[Any], Any]] = None,
     epochs: int = EPOCHS,
-    batch_size: int = BATCH_SIZE,
+    batch_size: Optional[int] = None,
     accumulate: int = ACCUMULATE,
     learning_rate: float = LEARNING_RATE,
     warmup: float = WARMUP,
@@ -89,7 +89,7 @@ def finetune(
         preprocess: image -> Tensor [3, R, R]; by default the model's own. If it draws random numbers, a resumed
             training is not identical to an uninterrupted one.
         epochs: number of passes over the pairs.
-        batch_size: number of pairs that go through the model at once.
+        batch_size: number of pairs that go through the model at once; by default 64, or all if there are fewer.
         accumulate: number of such batches of each process that make up the batch of one step. The loss compares each
             pair with all others of the step, as if they were on the device together, for the time of one more forward
             pass.
@@ -127,6 +127,8 @@ def finetune(
     pairs = pairs if hasattr(pairs, "__len__") else list(pairs)
     output = files.expanded(output) if output else output
     checkpoint = f"{os.path.splitext(output)[0]}.checkpoint.safetensors" if output else None
+    if batch_size is None:  # few pairs make one batch
+        batch_size = max(1, min(BATCH_SIZE, len(pairs) // max(1, accumulate * ranks.count)))
     settings = {
         "epochs": epochs,
         "batch_size": batch_size,

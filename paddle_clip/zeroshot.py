@@ -9,6 +9,8 @@ For example:
 import contextlib
 import json
 import os
+import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional, Union
@@ -39,6 +41,7 @@ Templates = Union[Template, Sequence[Template]]
 
 _DATA = os.path.join(os.path.dirname(__file__), "data")
 _PROMPTS = {"en": "prompts.json", "zh": "prompts_zh.json"}
+_ENGLISH_VOCABULARY = 49_408  # ids of OpenAI's tokenizer
 _TEXTS_AT_ONCE = 1 << 14  # texts that are tokenized and held as features together
 
 
@@ -148,6 +151,7 @@ def text_features(
 
 def _encode(model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "Optional[tqdm[Any]]") -> np.ndarray:
     """The features [N, E] of N texts that are all tokenized at once."""
+    _warn_of_script(model, texts)
     tokens = tokenized(model, texts)  # [N, L]
     lengths = tokens.shape[1] - (tokens[:, ::-1] != 0).argmax(axis=-1)  # [N], without padding
     order = np.argsort(-lengths, kind="stable")
@@ -160,6 +164,22 @@ def _encode(model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "Optio
         if bar:
             bar.update(len(chosen))
     return np.concatenate(features)[np.argsort(order)]
+
+
+def _warn_of_script(model: Encoder, texts: Sequence[str]) -> None:
+    """Warns of texts in another script than Latin, if the model has the vocabulary of OpenAI's: it read English."""
+    if getattr(model, "vocab_size", None) != _ENGLISH_VOCABULARY:
+        return
+    for text in texts:
+        letters = [] if text.isascii() else filter(str.isalpha, text)
+        if sum(not unicodedata.name(letter, "").startswith("LATIN") for letter in letters) > 1:
+            warnings.warn(
+                f"{text!r:.80}: the model was trained on English texts, and what it gives for this script is chance. "
+                "Write it in English",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
 
 
 def zero_shot_classifier(

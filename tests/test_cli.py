@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import matplotlib
 import numpy as np
 import paddle
 import pytest
@@ -17,7 +18,7 @@ from conftest import ROOT
 from PIL import Image
 
 import paddle_clip
-from paddle_clip import cli, features, presets
+from paddle_clip import cli, features, plots, presets
 
 SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1)  # with the full vocabulary
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30)}
@@ -241,6 +242,13 @@ def test_finetune(succeeds, fails, photos, tmp_path, model):
     assert not np.array_equal(before.visual.proj.numpy(), after.visual.proj.numpy())
 
 
+def test_finetune_takes_small_sets_and_other_columns(succeeds, photos, tmp_path):
+    table = tmp_path / "x.csv"
+    table.write_text(f"pic,words\n{photos}/red/0.png,red\n{photos}/blue/0.png,blue\n")
+    columns = ["--image-column", "pic", "--caption-column", "words"]
+    assert "trained on 2 pairs" in succeeds("finetune", table, "-o", tmp_path / "x.pdparams", *columns)
+
+
 def test_finetune_prints_a_line_of_json_per_step(cli_run, photos, tmp_path):
     arguments = ["--batch-size", 2, "--accumulate", 3, "--epochs", 3, "--freeze", "text", "--json"]
     code, out, err = cli_run("finetune", photos, "-o", tmp_path / "x.pdparams", *arguments)
@@ -267,6 +275,51 @@ def test_bench(succeeds, fails):
     assert lines[0].split() == ["encoder", "batch", "eager", "ms", "compiled", "ms", "speed-up"]
     assert [line.split()[:2] for line in lines[1:]] == [["image", "1"], ["text", "1"]]
     assert fails("bench", "--repeat", 0, words=["--repeat and --batch-size must be at least 1"])
+
+
+def test_an_export_in_place_of_a_model(succeeds, fails, photos, tmp_path):
+    succeeds("export", tmp_path / "out")
+    options = {"with_model": False}
+    exported = ["--model", tmp_path / "out"]
+    red = photos / "red" / "0.png"
+    succeeds("classify", red, "--labels", "a", "b", *exported, **options)
+    succeeds("similarity", red, "--texts", "a", *exported, **options)
+    succeeds("embed", photos, "-o", tmp_path / "x.npy", *exported, **options)
+    succeeds("search", tmp_path / "x.npy", "a", *exported, **options)
+    succeeds("evaluate", photos, *exported, **options)
+    succeeds("probe", photos, "--C", 1, *exported, **options)
+    rows = succeeds("bench", "--batch-size", 1, "--repeat", 1, "--json", *exported, **options)
+    assert [sorted(row) for row in rows] == [["batch", "compiled_ms", "encoder"]] * 2
+    assert "speed-up" not in succeeds("bench", "--batch-size", 1, "--repeat", 1, *exported, **options)
+    for command in (["export", tmp_path / "again"], ["finetune", photos, "-o", tmp_path / "x.pdparams"]):
+        assert fails(*command, *exported, words=["give the checkpoint it was made of"], **options)
+
+
+def test_hints(cli_run, photos, tmp_path):
+    red = photos / "red" / "0.png"
+    for arguments, hint in (
+        (["classify", red, "--labels", "red,blue"], "'red,blue' is one label"),
+        (["classify", red, "--labels", "红色", "蓝色"], "trained on English texts"),
+        (["similarity", red, "--texts", "красный"], "trained on English texts"),
+    ):
+        code, _, err = cli_run(*arguments)
+        assert code == 0 and hint in err and err.count("\n") == 1
+    code, _, err = cli_run("similarity", red, "--texts", "naïve café, 5 €")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("font", ["WenQuanYi Zen Hei", None])
+def test_a_font_for_chinese_is_looked_for(font, cli_run, photos, tmp_path, monkeypatch):
+    from matplotlib import font_manager
+
+    fonts = [*font_manager.fontManager.ttflist, *([font_manager.FontEntry(name=font)] if font else [])]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+    monkeypatch.setattr(plots, "_draw", lambda *_: families.extend(matplotlib.rcParams["font.family"]))
+    families = []
+    arguments = ["similarity", photos / "red" / "0.png", "--texts", "犬", "--plot", tmp_path / "x.png"]
+    code, _, err = cli_run(*arguments)
+    assert code == 0 and families == (["sans-serif", font] if font else ["sans-serif"])
+    assert err == "" if font else "fonts-noto-cjk" in err
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -342,7 +395,7 @@ def test_values_out_of_range(fails, photos, tmp_path):
     assert fails("embed", photos, "-o", tmp_path / "x.txt", words=["ends with .npy or .parquet"])
     assert fails("similarity", photos, "--texts", "a", "--plot", tmp_path / "x.txt", words=["end it with .png"])
     arguments = ["finetune", photos, "-o", tmp_path / "x.pdparams"]
-    assert fails(*arguments, words=["6 pairs do not fill one batch of 64"])
+    assert fails(*arguments, "--batch-size", 7, words=["6 pairs do not fill one batch of 7"])
     assert fails(*arguments, "--batch-size", 2, "--amp", "float16", words=["needs a GPU"])
     assert fails(*arguments, "--template", "a", words=["has no {}"])
     assert fails("convert", photos / "red" / "0.png", "--dtype", "int8", with_model=False, words=["dtype is 'int8'"])
@@ -421,6 +474,12 @@ def test_conversion_needs_no_paddle(run, model, tmp_path):
     script = "import sys; sys.modules['paddle'] = None; from paddle_clip.cli import main; sys.exit(main(sys.argv[1:]))"
     done = run("-W", "ignore", "-c", script, "convert", model, "-o", tmp_path / "x.pdparams")
     assert done.returncode == 0, done.stderr
+    console = (
+        "import sys; sys.modules['paddle'] = None; sys.argv[0] = 'paddle-clip'; from paddle_clip.cli import console"
+    )
+    for command in (["--version"], ["models"], ["convert", model, "--check"]):
+        done = run("-c", f"{console}; console()", *command)
+        assert (done.returncode, done.stderr) == (0, ""), command
     done = run("-W", "ignore", "-c", script, "classify", ROOT, "--labels", "a")
     assert done.returncode == 1
     assert done.stderr.startswith("error: paddle_clip needs PaddlePaddle")

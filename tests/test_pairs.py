@@ -28,6 +28,19 @@ def test_csv(write):
     assert read_pairs(csv) == [(images[0], "a dog, a cat"), (images[1], "犬")]
 
 
+@pytest.mark.parametrize("table", ["filepath\ttitle\na.png\tred, blue\n", 'text,file_name\n"red, blue",a.png\n'])
+def test_tables_of_other_tools(write, table):
+    image = write("a.png")
+    assert read_pairs(write("x.csv", table)) == [(image, "red, blue")]
+
+
+def test_columns_by_name(write):
+    image, table = write("a.png"), write("x.csv", "image,caption,pic,words\nb.png,no,a.png,yes\n")
+    assert read_pairs(table, image_column="pic", caption_column="words") == [(image, "yes")]
+    with pytest.raises(ValueError, match=r"needs the columns nope and caption .*image_column"):
+        read_pairs(table, image_column="nope")
+
+
 def test_captions_beside_images(write, tmp_path):
     images = [write("a.png"), write("more/b.JPG")]
     write("more/b.txt", "two\nlines \n")
@@ -55,9 +68,9 @@ def test_nothing_there(write, tmp_path):
 
 
 def test_wrong_tables(write):
-    with pytest.raises(ValueError, match=r"needs the columns image and caption .*; found filepath, title"):
-        read_pairs(write("x.csv", "filepath,title\na.png,a\n"))
-    with pytest.raises(ValueError, match="is not a CSV file in UTF-8"):
+    with pytest.raises(ValueError, match=r"needs the columns image and caption .*; found path, title"):
+        read_pairs(write("x.csv", "path,title\na.png,a\n"))
+    with pytest.raises(ValueError, match=r"is not a text in UTF-8: .*iconv"):
         read_pairs(write("x.png"))
 
 

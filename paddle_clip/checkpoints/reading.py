@@ -38,7 +38,10 @@ def find_weights(path: StrPath) -> str:
     names = sorted(os.listdir(path))
     found = [name for weights in _WEIGHTS for name in (weights, weights + INDEX) if name in names]
     if {"image.pdiparams", "text.pdiparams"} <= {*names}:
-        raise CheckpointError(f"{path} is an exported model: open it with paddle_clip.Predictor({path!r})")
+        raise CheckpointError(
+            f"{path} is an exported model, of which only its programs are left: give the checkpoint it was made "
+            f"of, or run it with paddle_clip.Predictor({path!r})"
+        )
     if not found:
         raise CheckpointError(
             f"{path} holds no weights: expected {', '.join(_WEIGHTS[:-1])} or {_WEIGHTS[-1]}, found "

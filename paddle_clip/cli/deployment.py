@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .shared import add_command, add_json, add_model, load_model, print_json
 
 if TYPE_CHECKING:
+    from ..encoding import Encoder
     from .shared import Commands
 
 
@@ -90,30 +91,41 @@ def bench(arguments: argparse.Namespace) -> None:
     """Prints how long the encoders take."""
     if arguments.repeat < 1 or min(arguments.batch_size) < 1:
         raise ValueError("--repeat and --batch-size must be at least 1")
-    model, _ = load_model(arguments)
+    forms, side = _forms(arguments)
 
     import paddle
 
-    from ..deploy import compile
-
-    compiled = compile(model, threads=arguments.threads)
     rows = []
     for size in arguments.batch_size:
-        side = model.config.image_resolution
-        texts = model.tokenize(["a photo of a dog."] * size)
+        texts = forms["compiled"].tokenize(["a photo of a dog."] * size)
         inputs = {"image": paddle.rand([size, 3, side, side]), "text": texts}
         for tower, batch in inputs.items():
-            eager, fast = (
-                _median(getattr(form, f"encode_{tower}"), batch, arguments.repeat) for form in (model, compiled)
-            )
-            rows.append({"encoder": tower, "batch": size, "eager_ms": eager, "compiled_ms": fast})
+            encoders = {name: getattr(form, f"encode_{tower}") for name, form in forms.items()}
+            times = {f"{name}_ms": _median(encode, batch, arguments.repeat) for name, encode in encoders.items()}
+            rows.append({"encoder": tower, "batch": size, **times})
     if arguments.json:
         print_json(rows)
         return
-    print(f"{'encoder':<8}{'batch':>6}{'eager ms':>12}{'compiled ms':>13}{'speed-up':>10}")
+    has_eager = "eager" in forms
+    head = "".join(f"{name + ' ms':>13}" for name in forms)
+    print(f"{'encoder':<8}{'batch':>6}{head}{'speed-up' if has_eager else '':>10}".rstrip())
     for row in rows:
-        ratio = row["eager_ms"] / row["compiled_ms"]
-        print(f"{row['encoder']:<8}{row['batch']:>6}{row['eager_ms']:>12.2f}{row['compiled_ms']:>13.2f}{ratio:>10.2f}")
+        shown = "".join(f"{row[f'{name}_ms']:>13.2f}" for name in forms)
+        ratio = f"{row['eager_ms'] / row['compiled_ms']:>10.2f}" if has_eager else ""
+        print(f"{row['encoder']:<8}{row['batch']:>6}{shown}{ratio}")
+
+
+def _forms(arguments: argparse.Namespace) -> "tuple[dict[str, Encoder], int]":
+    """The forms of the model that are timed, and the side of its images; an export is a compiled form alone."""
+    from ..engines import Predictor, is_export
+
+    if is_export(arguments.model):
+        predictor = Predictor(arguments.model, arguments.threads, arguments.device)
+        return {"compiled": predictor}, predictor.image_resolution
+    from ..deploy import compile
+
+    model, _ = load_model(arguments)
+    return {"eager": model, "compiled": compile(model, threads=arguments.threads)}, model.config.image_resolution
 
 
 def _median(encode: Callable[[Any], Any], batch: Any, repeat: int) -> float:

@@ -51,6 +51,12 @@ def add_finetune(commands: "Commands") -> None:
     )
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file for the trained weights")
     parser.add_argument("--template", default=TEMPLATE, help="caption of a class (default: %(default)s)")
+    parser.add_argument(
+        "--image-column", metavar="NAME", help="column of the images (default: image, filepath or file_name)"
+    )
+    parser.add_argument(
+        "--caption-column", metavar="NAME", help="column of the captions (default: caption, title or text)"
+    )
     _add_settings(parser)
     add_workers(parser)
     add_model(parser, dtype=False)
@@ -63,7 +69,7 @@ def _add_settings(parser: Parser) -> None:
         parser.add_argument(name, type=kind, metavar=metavar, default=default, help=shown)
 
     add("--epochs", int, "N", "passes over the pairs", EPOCHS)
-    add("--batch-size", int, "N", "pairs at once", BATCH_SIZE)
+    add("--batch-size", int, "N", f"pairs at once (default: {BATCH_SIZE}, or all if there are fewer)")
     add("--accumulate", int, "N", "batches that make one step together", ACCUMULATE)
     add("--learning-rate", float, "X", "highest learning rate", LEARNING_RATE)
     add("--warmup", float, "X", "part of all steps over which the learning rate rises", WARMUP)
@@ -87,7 +93,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     from ..checkpoints.files import require_place
     from ..pairs import read_pairs
 
-    pairs = read_pairs(arguments.pairs, arguments.template)
+    pairs = read_pairs(arguments.pairs, arguments.template, arguments.image_column, arguments.caption_column)
     require_place(arguments.output)
     model, preprocess = load_model(arguments)
 

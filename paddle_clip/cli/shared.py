@@ -3,13 +3,14 @@
 import argparse
 import json
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from ..config import ACTIVATIONS
-from ..defaults import BATCH_SIZE, TEMPLATE
+from ..defaults import BATCH_SIZE, NOT_UTF8, TEMPLATE
 
 if TYPE_CHECKING:
     from ..encoding import Encoder
@@ -318,6 +319,12 @@ def labels_and_templates(
         labels, templates = prompts(arguments.prompts, arguments.language)
         return labels, arguments.template or templates
     labels = read_lines(arguments.labels_file) if arguments.labels_file else arguments.labels
+    if labels and len(labels) == 1 and re.search("[,;，、；]", str(labels[0])):
+        warnings.warn(
+            f"{labels[0]!r} is one label, which fits every image: separate labels by spaces, and put quotes around one "
+            "of several words",
+            stacklevel=2,
+        )
     return labels, arguments.template or [TEMPLATE]
 
 
@@ -327,7 +334,7 @@ def read_lines(path: str) -> list[Any]:
         try:
             lines = [line.strip() for line in file if line.strip()]
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a text in UTF-8: {error}") from None
+            raise ValueError(f"{path} {NOT_UTF8}: {error}") from None
     if not lines:
         raise ValueError(f"{path} is empty: expected one text per line")
     return lines
