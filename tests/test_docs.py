@@ -4,13 +4,18 @@ import ast
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from conftest import ROOT
 
+import paddle_clip
 from paddle_clip import cli
+
+sys.path.insert(0, os.path.join(ROOT, "docs"))
+import make_api
 
 DOCS = Path(ROOT, "docs")
 NAMES = sorted(path.stem for path in DOCS.glob("*.md") if not path.stem.endswith("_cn"))
@@ -80,6 +85,13 @@ def test_languages_have_the_same_code(page):
         assert (english.language, code) == (translated.language, translation), (english.place, translated.place)
         assert english.reason == translated.reason, (english.place, translated.place)
     assert len(chinese) == len(list(blocks(page)))
+
+
+def test_the_reference_is_made_of_the_docstrings():
+    assert set(make_api.TOPICS) == set(paddle_clip._ROOM_OF.values())
+    for language, name in enumerate(("api.md", "api_cn.md")):
+        current = (DOCS / name).read_text(encoding="utf-8")
+        assert current == make_api.page(language), f"{name} is out of date: run python docs/make_api.py"
 
 
 def test_few_blocks_are_not_run():
