@@ -11,6 +11,14 @@ import numpy as np
 from .extras import PADDLE_IS_INSTALLED
 
 
+class WorkerArray(np.ndarray):
+    """An array in a worker process of a DataLoader, with the method `numpy` that code for Tensors calls there."""
+
+    def numpy(self) -> np.ndarray:
+        """The array itself."""
+        return np.asarray(self)
+
+
 def as_tensor(array: np.ndarray) -> Any:
     """The array as a Tensor; as it is where Paddle is not installed, and in a worker process of a DataLoader.
 
@@ -20,7 +28,7 @@ def as_tensor(array: np.ndarray) -> Any:
         return array
     import paddle
 
-    return paddle.to_tensor(array) if paddle.io.get_worker_info() is None else array
+    return paddle.to_tensor(array) if paddle.io.get_worker_info() is None else array.view(WorkerArray)
 
 
 def is_tensor(value: Any) -> bool:

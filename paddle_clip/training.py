@@ -127,8 +127,7 @@ def finetune(
     pairs = pairs if hasattr(pairs, "__len__") else list(pairs)
     output = files.expanded(output) if output else output
     checkpoint = f"{os.path.splitext(output)[0]}.checkpoint.safetensors" if output else None
-    if batch_size is None:  # few pairs make one batch
-        batch_size = max(1, min(BATCH_SIZE, len(pairs) // max(1, accumulate * ranks.count)))
+    batch_size = _fitting(len(pairs), accumulate * ranks.count) if batch_size is None else batch_size
     settings = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -183,6 +182,11 @@ def finetune(
     if output and checkpoint:
         ranks.first(lambda: _finish(model, output, checkpoint))
     return history
+
+
+def _fitting(pairs: int, batches: int) -> int:
+    """The usual number of pairs in a batch, or fewer, so that there are enough for the batches of a step."""
+    return max(1, min(BATCH_SIZE, pairs // max(1, batches)))
 
 
 def _begin_alike(ranks: Ranks, model: CLIP, settings: dict[str, Any]) -> None:
