@@ -9,11 +9,12 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-import paddle_clip  # noqa: E402
+import paddle_clip
 
 TOPICS = {  # {room of the package: its heading in English and in Chinese}
     "hub": ("Models", "模型"),
     "model": ("Networks", "网络"),
+    "bert": ("The text tower of Chinese-CLIP", "Chinese-CLIP 的文本塔"),
     "config": ("Sizes of a model", "模型的尺寸"),
     "presets": ("Architectures with random weights", "随机权重的各个架构"),
     "tokenizer": ("Texts", "文本"),

@@ -2,12 +2,13 @@
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from .shared import add_command, add_json, add_model, load_model, print_json
 
 if TYPE_CHECKING:
-    from ..encoding import Encoder
+    from ..engines import Predictor
+    from ..model import CLIP
     from .shared import Commands
 
 
@@ -117,7 +118,7 @@ def bench(arguments: argparse.Namespace) -> None:
         print(f"{row['encoder']:<8}{row['batch']:>6}{shown}{ratio}")
 
 
-def _forms(arguments: argparse.Namespace) -> "tuple[dict[str, Encoder], int]":
+def _forms(arguments: argparse.Namespace) -> "tuple[dict[str, Union[CLIP, Predictor]], int]":
     """The forms of the model that are timed, and the side of its images; an export is a compiled form alone."""
     from ..engines import Predictor, is_export
 
