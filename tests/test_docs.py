@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,27 @@ def test_code(page, tmp_path, monkeypatch, capsys):
                 assert cli.main(arguments) == 0, f"{block.place}: {capsys.readouterr().err}"
 
 
+def test_the_readme_runs_offline(tmp_path, monkeypatch, capsys):
+    """The commands of the README, but for those that install and those on files of OpenAI."""
+    for name in ("convert", "paddle_clip"):
+        (tmp_path / name).symlink_to(Path(ROOT, name))
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for block in blocks(Path(ROOT, "README.md")):
+        for program, *arguments in commands(block.code) if block.language == "bash" else ():
+            if program in ("cd", "pip") or "RN50.pt" in arguments:
+                continue
+            ran += 1
+            if program == "python":
+                subprocess.run([sys.executable, *arguments], check=True)
+            else:
+                assert cli.main(arguments) == 0, f"{block.place}: {capsys.readouterr().err}"
+    assert ran >= 8
+
+
+@pytest.mark.parametrize(
+    "page", [DOCS / f"{name}.md" for name in NAMES] + [Path(ROOT, "README.md")], ids=lambda path: path.stem
+)
 def test_languages_have_the_same_code(page):
     chinese = list(blocks(page.with_name(f"{page.stem}_cn.md")))
     for english, translated in zip(blocks(page), chinese):
