@@ -1,6 +1,7 @@
 """Defaults that functions and the command line share; nothing is imported for them, so that `--help` is quick."""
 
 TEMPLATE = "a photo of a {}."  # caption or prompt of a class
+CHINESE_TEMPLATE = "一张{}的照片"  # that of Chinese-CLIP
 BATCH_SIZE = 64  # images encoded at once, pairs trained on at once
 LABELS_SHOWN = 5  # of an image that is classified
 IMAGES_FOUND = 10  # of a search

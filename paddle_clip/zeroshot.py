@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .arrays import as_tensor
 from .checkpoints.files import StrPath, expanded
 from .checks import unwrapped
-from .defaults import BATCH_SIZE, LABELS_SHOWN, TEMPLATE
+from .defaults import BATCH_SIZE, CHINESE_TEMPLATE, LABELS_SHOWN, TEMPLATE
 from .encoding import (
     Encoder,
     encode_images,
@@ -198,7 +198,7 @@ def zero_shot_classifier(
         model: from `load`.
         classnames: names of K classes; a class with several names is a list of them, whose texts are all averaged.
         templates: one or more strings with `{}` for the name, or functions of the name that return a text; by default
-            `IMAGENET_TEMPLATES`, the 80 of the paper.
+            `IMAGENET_TEMPLATES`, the 80 of the paper, or for Chinese-CLIP those of `prompts("ImageNet", "zh")`.
         batch_tokens: see `encode_texts`.
         progress: see `encode_texts`.
 
@@ -221,7 +221,7 @@ def _classifier(
     progress: Optional[bool] = False,
 ) -> np.ndarray:
     """The weights of `zero_shot_classifier` as an array [E, K]."""
-    names, fill = class_names(classnames), _templates(IMAGENET_TEMPLATES if templates is None else templates)
+    names, fill = class_names(classnames), _templates(_imagenet_templates(model) if templates is None else templates)
     texts = [[template(name) for name in of_class for template in fill] for of_class in names]
     classes_at_once = max(1, _TEXTS_AT_ONCE // max(map(len, texts)))
     columns = []
@@ -232,6 +232,19 @@ def _classifier(
             for of_class in np.split(features, np.cumsum([len(of_class) for of_class in chosen[:-1]])):
                 columns.append(unit(of_class.mean(axis=0)))  # [E]
     return np.stack(columns, axis=1)  # [E, K]
+
+
+def default_template(model: Encoder) -> str:
+    """The template of a label in the language of a model."""
+    return CHINESE_TEMPLATE if _reads_chinese(model) else TEMPLATE
+
+
+def _imagenet_templates(model: Encoder) -> Sequence[str]:
+    return prompts("imagenet", "zh")[1] if _reads_chinese(model) else IMAGENET_TEMPLATES
+
+
+def _reads_chinese(model: Encoder) -> bool:
+    return getattr(unwrapped(model), "text_tower", "clip") == "bert"
 
 
 def class_names(classnames: ClassNames) -> list[list[str]]:
@@ -266,7 +279,7 @@ def classify(
     preprocess: Callable[[Any], Any],
     images: Any,
     labels: ClassNames,
-    templates: Templates = TEMPLATE,
+    templates: Optional[Templates] = None,
     top_k: int = LABELS_SHOWN,
     batch_size: int = BATCH_SIZE,
 ) -> Any:
@@ -278,7 +291,7 @@ def classify(
         images: one image, as a path, a PIL image, the bytes of a file or an open one, or a uint8 array; or several of
             them, as `embed` takes them.
         labels: class names, see `zero_shot_classifier`; a class with several names is shown by its first.
-        templates: see `zero_shot_classifier`.
+        templates: see `zero_shot_classifier`; by default "a photo of a {}.", or for Chinese-CLIP "一张{}的照片".
         top_k: largest number of labels to return for an image.
         batch_size: images encoded at once.
 
@@ -297,7 +310,8 @@ def classify(
     classes = class_names(labels)
     results = []
     with inference(model) as model:
-        classifier = _classifier(model, classes, templates)  # [E, K]
+        chosen = default_template(model) if templates is None else templates
+        classifier = _classifier(model, classes, chosen)  # [E, K]
         with contextlib.closing(batches(preprocess, names, items, batch_size, on_error=None)) as read:
             for batch in read:
                 for row in _softmax(_logits(model, batch.pixels, classifier)):  # [K]

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..config import CLIPConfig, Preprocessing
-from ..presets import PRESETS, TINY, table
+from ..presets import PRESETS, TINY, TINY_CN, table
 from .messages import in_options, print_error
 from .shared import INTERRUPTED, add_command, add_json, add_settings, print_json, settings
 
@@ -26,7 +26,7 @@ def add_models(commands: "Commands") -> None:
 
 def models(arguments: argparse.Namespace) -> None:
     """Prints the table of presets."""
-    rows = (*PRESETS, TINY)
+    rows = (*PRESETS, TINY_CN, TINY)
     if not arguments.json:
         print(table(rows))
         return

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from ..config import ACTIVATIONS
-from ..defaults import BATCH_SIZE, NOT_UTF8, TEMPLATE
+from ..defaults import BATCH_SIZE, CHINESE_TEMPLATE, NOT_UTF8, TEMPLATE
 
 if TYPE_CHECKING:
     from ..encoding import Encoder
@@ -89,7 +89,8 @@ def add_labels(parser: Parser, what: str = "labels") -> None:
         "--template",
         action="append",
         metavar="TEXT",
-        help=f"text with {{}} for the label (default: {TEMPLATE!r}); the features of several are averaged",
+        help=f"text with {{}} for the label (default: {TEMPLATE!r}, or "
+        f"{CHINESE_TEMPLATE!r} for Chinese-CLIP); the features of several are averaged",
     )
 
 
@@ -311,8 +312,8 @@ def image_paths(names: Sequence[str]) -> list[str]:
 
 def labels_and_templates(
     arguments: argparse.Namespace,
-) -> tuple[Optional[list[Union[str, list[str]]]], Sequence[str]]:
-    """The class names of `add_labels`'s options, or None, and the templates."""
+) -> tuple[Optional[list[Union[str, list[str]]]], Optional[Sequence[str]]]:
+    """The class names of `add_labels`'s options, or None, and the templates, or None for the model's own."""
     if arguments.prompts:
         from ..zeroshot import prompts
 
@@ -325,7 +326,7 @@ def labels_and_templates(
             "of several words",
             stacklevel=2,
         )
-    return labels, arguments.template or [TEMPLATE]
+    return labels, arguments.template
 
 
 def read_lines(path: str) -> list[Any]:

@@ -167,7 +167,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         preprocess,
         arguments.folder,
         labels,
-        templates,
+        templates or zeroshot.default_template(model),
         arguments.batch_size,
         arguments.workers,
         arguments.on_error,
