@@ -24,6 +24,8 @@ TOPICS = {  # {room of the package: its heading in English and in Chinese}
     "features": ("Features and search", "特征与检索"),
     "probe": ("Linear probe", "线性探测"),
     "training": ("Fine-tuning", "微调"),
+    "adapting": ("Forgetting less", "少遗忘一些"),
+    "recall": ("Retrieval", "图文检索"),
     "pairs": ("Pairs of images and captions", "图文对"),
     "losses": ("Loss", "损失函数"),
     "deploy": ("Deployment", "部署"),

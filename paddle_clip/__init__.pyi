@@ -1,4 +1,5 @@
 # The public names and the rooms they live in. This is the one list of them: `__init__.py` reads it on import.
+from .adapting import interpolate as interpolate
 from .bert import ChineseCLIP as ChineseCLIP
 from .checkpoints.conversion import Contents as Contents
 from .checkpoints.conversion import Report as Report
@@ -40,6 +41,8 @@ from .presets import clip_vit_l_14 as clip_vit_l_14
 from .presets import clip_vit_l_14_336px as clip_vit_l_14_336px
 from .probe import LinearProbe as LinearProbe
 from .probe import linear_probe as linear_probe
+from .recall import Retrieval as Retrieval
+from .recall import retrieval as retrieval
 from .tokenizer import decode as decode
 from .tokenizer import tokenize as tokenize
 from .training import finetune as finetune

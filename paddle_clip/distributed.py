@@ -35,6 +35,10 @@ class Ranks:
         dist.all_gather(parts, rows)
         return paddle.concat(parts)
 
+    def gather_arrays(self, rows: np.ndarray) -> np.ndarray:
+        """`gather` of arrays."""
+        return rows if self.count == 1 else self.gather(paddle.to_tensor(rows)).numpy()
+
     def own(self, rows: Tensor) -> Tensor:
         """The rows of this process among those of all: [B * count, …] -> [B, …]."""
         size = rows.shape[0] // self.count

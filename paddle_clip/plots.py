@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .training import Step
+
 _INCH = 0.86  # side of a cell
 _ABOVE = 1.05  # cells, of the thumbnails
 _LINE = 30  # letters of a text's line
@@ -39,6 +41,7 @@ _CHINESE_FONTS = (
 )
 _POINTS = 9.5  # of the letters
 _INK = "#1f2933"
+_BEST = "#e8762d"
 _BLUES = ["#f7fafc", "#cfe3f3", "#7fb3dd", "#2f7fc1", "#0b3c6f"]
 
 
@@ -97,6 +100,35 @@ def _draw(
     _save(figure, output)
 
 
+def training(steps: Sequence["Step"], output: StrPath, title: Optional[str] = None) -> None:
+    """Draws the loss of each step, and that on the validation's pairs.
+
+    Args:
+        steps: what `finetune` returns.
+        output: file to write, by extension .png, .pdf or .svg; it is whole, or not there.
+        title: title of the picture.
+
+    Raises:
+        ImportError, ValueError, OSError: as `similarity`.
+    """
+    require_writable(output)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    axes.plot([step.step for step in steps], [step.loss for step in steps], color=_BLUES[2], label="training")
+    measured = [(step.step, step.validation.loss) for step in steps if step.validation]
+    if measured:
+        axes.plot(*zip(*measured), color=_BEST, marker="o", label="validation")
+        axes.legend(frameon=False)
+    axes.set_xlabel("step", color=_INK)
+    axes.set_ylabel("loss", color=_INK)
+    if title:
+        axes.set_title(title, color=_INK, parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, output)
+
+
 def require_writable(output: StrPath) -> None:
     """Raises what `similarity` would for a file it cannot write, before any work is done.
 
@@ -148,7 +180,7 @@ def _draw_matrix(grid: "Axes", cosines: np.ndarray, labels: list[str]) -> None:
             )
             if is_best:
                 corner = (column - 0.47, row - 0.47)
-                grid.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, linewidth=2, edgecolor="#e8762d"))
+                grid.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, linewidth=2, edgecolor=_BEST))
 
 
 def _draw_thumbnail(place: "Axes", image: Any) -> None:

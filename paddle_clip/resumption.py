@@ -1,11 +1,11 @@
 """Checkpoints of an unfinished training.
 
-A checkpoint is a safetensors file: the model's tensors as model.*, the optimiser's as optimizer.*, metadata.
+A checkpoint is a safetensors file: the model's tensors as model.*, the optimiser's as optimizer.*, metadata. What LoRA
+adds to the weights is in model.* already, so that every tool takes the file, and by itself in lora.*.
 """
 
 import json
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import paddle
 from paddle import Tensor
 from paddle.optimizer import Optimizer
 
+from .adapting import LowRank, merged_state
 from .checkpoints import writing
 from .checkpoints.reading import read
 from .checkpoints.settings import metadata_of
@@ -27,38 +28,42 @@ def save_checkpoint(
     model: CLIP,
     optimizer: Optimizer,
     scaler: paddle.amp.GradScaler,
-    settings: dict[str, Any],
-    step: int,
+    state: dict[str, Any],
 ) -> None:
-    """Writes the state of a training after a step; the file before it stays until the new one is whole."""
-    arrays = {f"model.{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
+    """Writes the state of a training after a step; the file before it stays until the new one is whole.
+
+    `state` has "step", "settings" and what else JSON can hold.
+    """
+    arrays = {f"model.{name}": array for name, array in merged_state(model).items()}
+    arrays |= {
+        f"lora.{name}": tensor.numpy() for name, tensor in model.state_dict().items() if f"model.{name}" not in arrays
+    }
     our_names = {parameter.name: name for name, parameter in model.named_parameters()}
     for key, tensor in optimizer.state_dict().items():
         if isinstance(tensor, Tensor):  # Paddle's parameter_moment1_0, whose first part changes from run to run
             parameter = next(name for name in our_names if key.startswith(f"{name}_"))
             arrays[f"optimizer.{our_names[parameter]}.{key[len(parameter) + 1 :]}"] = tensor.numpy()
     scaling = {name: np.asarray(value).tolist() for name, value in scaler.state_dict().items()}
-    state = json.dumps({"step": step, "settings": settings, "scaler": scaling}, default=lambda number: number.item())
-    metadata = {**metadata_of(model.config, model.preprocessing), "training": state}
+    described = json.dumps({**state, "scaler": scaling}, default=lambda number: number.item())
+    metadata = {**metadata_of(model.config, model.preprocessing), "training": described}
     writing.write(path, arrays, lambda name: "keep", lambda checksums: {**metadata, "crc32": checksums})
 
 
 def resume_checkpoint(
     path: str, model: CLIP, optimizer: Optimizer, scaler: paddle.amp.GradScaler, settings: dict[str, Any]
-) -> int:
-    """Puts a checkpoint's state into model, optimiser and scaler; returns the number of steps done.
+) -> dict[str, Any]:
+    """Puts a checkpoint's state into model, optimiser and scaler; returns the `state` it was saved with.
 
     Raises:
         CheckpointError: if the file cannot be used.
         ValueError: if it was made with other settings.
     """
-    if not os.path.exists(path):
-        return 0
     checkpoint = read(path)
     writing.verify_checksums(checkpoint, path)
     try:
         state = json.loads(checkpoint.metadata["training"])
-        step, earlier = int(state["step"]), dict(state["settings"])
+        earlier = dict(state["settings"])
+        state["step"] = int(state["step"])
         scaling: Any = dict(state["scaler"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -78,16 +83,17 @@ def resume_checkpoint(
         if parameter not in parameters:
             raise CheckpointError(f"{path} has optimiser state for {name}, which this model lacks; delete it")
         accumulators[f"{parameters[parameter].name}_{accumulator}"] = paddle.to_tensor(np.array(array))
-    model.set_state_dict(part("model."))
+    kept = {f"{name}.weight": layer.weight for name, layer in model.named_sublayers() if isinstance(layer, LowRank)}
+    model.set_state_dict({**part("model."), **part("lora."), **kept})  # the settings tell that these are the same
     optimizer.set_state_dict(accumulators)
     if scaling:
         scaler.load_state_dict(scaling)
-    return step
+    return state
 
 
 def differences(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
     """What two trainings differ in, in words; "" if nothing. The same batch may be cut into other parts."""
     same_batch = math.prod(earlier.get(name, 1) for name in _BATCH) == math.prod(settings[name] for name in _BATCH)
     names = sorted(settings.keys() - set(_BATCH) if same_batch else settings)
-    different = [name for name in names if earlier.get(name) != settings[name]]
+    different = [name for name in names if (earlier.get(name) or None) != (settings[name] or None)]
     return ", ".join(f"{name} was {earlier.get(name)} and is {settings[name]}" for name in different)

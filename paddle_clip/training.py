@@ -6,31 +6,34 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import paddle
 from paddle import Tensor
 from paddle.optimizer import Optimizer
 
+from . import plots
+from .adapting import TOWERS, adapted, frozen_names, frozen_tower, merged_state, recomputed
 from .checkpoints import files
-from .checkpoints.conversion import save
+from .checkpoints.conversion import save, save_weights
 from .checkpoints.files import StrPath
 from .checks import unwrapped
 from .defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, WARMUP, WEIGHT_DECAY
 from .distributed import Ranks, join, slice_of
 from .encoding import HALF_DTYPES
 from .extras import require
+from .hub import load
 from .images import Batch, batches
 from .layers import float32_if_half
 from .losses import ContrastiveLoss
 from .model import CLIP
+from .recall import Retrieval, measured
 from .resumption import differences, resume_checkpoint, save_checkpoint
 from .transforms import image_transform
 
-TOWERS = ("image", "text")
 ALONE = Ranks()
 # The paper's values for vision transformers (table 18).
 ADAM_BETAS = (0.9, 0.98)
@@ -46,6 +49,7 @@ class Step(NamedTuple):
     loss: float  # loss of the whole batch before the step
     learning_rate: float
     logit_scale: float  # value after the step
+    validation: Optional[Retrieval] = None  # after the last step of an epoch
 
 
 def finetune(
@@ -61,13 +65,18 @@ def finetune(
     warmup: float = WARMUP,
     weight_decay: float = WEIGHT_DECAY,
     clip_norm: Optional[float] = None,
-    freeze: Optional[str] = None,
+    validation: Optional[Sequence[tuple[Any, str]]] = None,
+    freeze: Union[str, Sequence[str], None] = None,
+    lora: Optional[int] = None,
+    unfreeze: Sequence[str] = (),
+    recompute: bool = False,
     amp: Optional[str] = None,
     seed: int = SEED,
     save_every: Optional[int] = None,
     resume: bool = False,
     workers: Optional[int] = None,
     logdir: Optional[StrPath] = None,
+    plot: Optional[StrPath] = None,
     on_step: Optional[Callable[[Step], None]] = None,
 ) -> list[Step]:
     """Trains a model further with CLIP's own loss (paper, section 2.3), in place.
@@ -97,7 +106,17 @@ def finetune(
         warmup: share of all steps, from 0 to 1, over which the learning rate rises.
         weight_decay: decay of all parameters but gains, biases, the class embedding and `logit_scale`.
         clip_norm: largest norm of all gradients together; None does not limit it.
-        freeze: tower that is not trained, "image" or "text"; None trains both.
+        validation: pairs that are not trained on. After each epoch the loss and `retrieval` on them are measured, and
+            at the end the model has the weights with the lowest loss; `output` has them from the first epoch on.
+        freeze: what is not trained: a tower, "image" or "text"; or a list of towers, layers and parameters by their
+            names, such as "visual.transformer.resblocks.0".
+        lora: rank of what LoRA trains beside the weights of all linear layers that are not frozen; 8 is usual, with ten
+            times the learning rate. The weights themselves stay, the model forgets less, and the optimiser needs less
+            memory. At the end what was trained is merged into the weights.
+        unfreeze: what is trained though `freeze` or LoRA would freeze it, by names as in `freeze`: for words that are
+            new, "token_embedding".
+        recompute: whether the blocks are computed again for their gradients, which takes the memory of one block and
+            the time of one more forward pass.
         amp: dtype of matrix products on a GPU, "float16" or "bfloat16"; weights stay float32.
         seed: seed of the order of the pairs.
         save_every: number of steps between checkpoints; by default one epoch.
@@ -107,6 +126,7 @@ def finetune(
             rounding.
         workers: number of threads that read and prepare images; by default one per core, eight at most.
         logdir: folder for VisualDL's log (the extra `visualdl`).
+        plot: .png, .pdf or .svg to draw the loss to at the end, from the steps of this call (the extra `plot`).
         on_step: function called with each `Step`.
 
     Returns:
@@ -119,16 +139,16 @@ def finetune(
         CheckpointError: if the checkpoint cannot be used.
         FileNotFoundError: if there is no folder for the output.
         FloatingPointError: if the loss is not finite. The last checkpoint remains.
-        ImportError: if `logdir` is given and VisualDL is missing.
+        ImportError: if `logdir` or `plot` is given and VisualDL or matplotlib is missing.
     """
     ranks = join()
     model, seed = unwrapped(model), int(seed)
-    pairs = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
-    pairs = pairs if hasattr(pairs, "__len__") else list(pairs)
+    pairs, validation = _listed(pairs), _listed(validation or ())
     output = files.expanded(output) if output else output
     checkpoint = f"{os.path.splitext(output)[0]}.checkpoint.safetensors" if output else None
     batch_size = _fitting(len(pairs), accumulate * ranks.count) if batch_size is None else batch_size
-    settings = {
+    frozen = [freeze] if isinstance(freeze, str) else list(freeze or ())
+    settings: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "accumulate": accumulate,
@@ -137,50 +157,45 @@ def finetune(
         "warmup": warmup,
         "weight_decay": weight_decay,
         "clip_norm": clip_norm,
-        "freeze": freeze,
+        "freeze": freeze if isinstance(freeze, str) else frozen,
+        "lora": lora,
+        "unfreeze": list(unfreeze),
         "amp": amp,
         "seed": seed,
     }
 
-    def require_sound() -> str:
+    def checked() -> dict[str, Any]:
+        frozen_names(model, frozen, unfreeze)
         _require_sound(model, settings, pairs, save_every)
         _require_free(output, checkpoint, resume)
-        return f"{len(pairs)} with SHA-256 {_digest(pairs)}"
+        if plot:
+            plots.require_writable(plot)
+        given = {"pairs": pairs, "validation": validation}
+        return {name: f"{len(of)} with SHA-256 {_digest(of)}" if len(of) else None for name, of in given.items()}
 
-    settings["pairs"] = ranks.together(require_sound)
-    pairs_of_rank = batch_size * accumulate  # in one step
-    steps_of_epoch = len(pairs) // (pairs_of_rank * ranks.count)
-    steps = epochs * steps_of_epoch
+    settings |= ranks.together(checked)
+    settings |= _begin_alike(ranks, model, settings)
+    preprocess = preprocess or image_transform(model.config.image_resolution, *model.preprocessing)
 
     model.eval()
     history: list[Step] = []
     with contextlib.ExitStack() as stack:
-        optimizer = _optimizer(_trained(model, freeze), weight_decay, clip_norm)
-        model.clear_gradients()
-        scaler = paddle.amp.GradScaler(enable=amp == "float16")
-        start = 0
-        if resume and checkpoint:
-            start = ranks.together(lambda: resume_checkpoint(checkpoint, model, optimizer, scaler, settings))
-        _begin_alike(ranks, model, {**settings, "steps done": start})
+        trained = stack.enter_context(adapted(model, frozen, lora, unfreeze, seed))
+        if recompute:
+            stack.enter_context(recomputed(model))
         log = stack.enter_context(_visualdl(logdir)) if logdir and ranks.rank == 0 else None
-        drawn = _drawn(pairs, steps, pairs_of_rank, seed, ranks)
-        names = _Lazy(len(drawn), lambda index: drawn[index][0])
-        preprocess = preprocess or image_transform(model.config.image_resolution, *model.preprocessing)
-        read_ahead = batches(preprocess, names, drawn, pairs_of_rank, workers, None, start * pairs_of_rank)
-        stack.enter_context(contextlib.closing(read_ahead))
-        for step in range(start, steps):
-            batch = ranks.together(lambda: next(read_ahead))
-            optimizer.set_lr(schedule(step, steps, learning_rate, warmup))
-            loss = _step(model, optimizer, scaler, batch, batch_size, freeze, amp, ranks)
-            done = Step(step + 1, steps, step // steps_of_epoch + 1, loss, optimizer.get_lr(), float(model.logit_scale))
+        training = _Training(model, ranks, settings, trained, output, checkpoint)
+        if resume and checkpoint:
+            ranks.together(training.resume)
+        _require_alike(ranks, {**settings, "steps done": training.step})
+        steps = training.steps(preprocess, pairs, validation, workers, save_every)
+        for done in stack.enter_context(contextlib.closing(steps)):
             history.append(done)
-            if checkpoint and (done.step == steps or done.step % (save_every or steps_of_epoch) == 0):
-                state = (checkpoint, model, optimizer, scaler, settings, done.step)
-                ranks.first(lambda: save_checkpoint(*state))  # noqa: B023  it is called here
             if ranks.rank == 0:
                 _report(done, log, on_step)
-    if output and checkpoint:
-        ranks.first(lambda: _finish(model, output, checkpoint))
+    training.finish()
+    if plot and ranks.rank == 0:
+        plots.training(history, plot)
     return history
 
 
@@ -189,8 +204,20 @@ def _fitting(pairs: int, batches: int) -> int:
     return max(1, min(BATCH_SIZE, pairs // max(1, batches)))
 
 
-def _begin_alike(ranks: Ranks, model: CLIP, settings: dict[str, Any]) -> None:
-    """Gives all processes the weights of the first one, or raises ValueError if they would train differently."""
+def _listed(pairs: Any) -> Any:
+    pairs = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
+    return pairs if hasattr(pairs, "__len__") else list(pairs)
+
+
+def _begin_alike(ranks: Ranks, model: CLIP, settings: dict[str, Any]) -> dict[str, Any]:
+    """Gives all processes the weights of the first one; returns what a checkpoint must know of them."""
+    _require_alike(ranks, {**settings, "model": str(model.config)})
+    ranks.make_alike(model.state_dict().values())
+    return {"weights": _digest_of_weights(model)} if settings["lora"] else {}
+
+
+def _require_alike(ranks: Ranks, settings: dict[str, Any]) -> None:
+    """Raises ValueError if the processes would train differently."""
     for rank, told in enumerate(ranks.tell(json.dumps(settings, default=lambda number: number.item()))):
         different = differences(json.loads(told), settings)
         if different:
@@ -198,22 +225,107 @@ def _begin_alike(ranks: Ranks, model: CLIP, settings: dict[str, Any]) -> None:
                 f"process {rank} has other arguments or files than process {ranks.rank}: {different}. Start all with "
                 "the same, and keep the checkpoint where all machines see it"
             )
-    ranks.make_alike(model.state_dict().values())
 
 
 def _report(step: Step, log: Any, on_step: Optional[Callable[[Step], None]]) -> None:
     if log:
         for name in ("loss", "learning_rate", "logit_scale"):
             log.add_scalar(name, getattr(step, name), step.step)
+        if step.validation:
+            log.add_scalar("validation_loss", step.validation.loss, step.step)
     if on_step:
         on_step(step)
 
 
-def _finish(model: CLIP, output: StrPath, checkpoint: str) -> None:
-    """Writes the trained weights and deletes the checkpoint."""
-    save(model, output)
-    if os.path.exists(checkpoint):
-        os.unlink(checkpoint)
+class _Training:
+    """The state of a training: the model, the optimiser, the number of steps done, and the best weights so far."""
+
+    def __init__(
+        self,
+        model: CLIP,
+        ranks: Ranks,
+        settings: dict[str, Any],
+        trained: list[Tensor],
+        output: Optional[StrPath],
+        checkpoint: Optional[str],
+    ):
+        self.model, self.ranks, self.settings, self.output, self.checkpoint = model, ranks, settings, output, checkpoint
+        self.frozen = frozen_tower(model, trained)
+        self.optimizer = _optimizer(trained, settings["weight_decay"], settings["clip_norm"])
+        self.scaler = paddle.amp.GradScaler(enable=settings["amp"] == "float16")
+        self.step = 0
+        self.best: Optional[float] = None  # loss on the validation's pairs
+        self.best_weights: dict[str, Any] = {}
+        model.clear_gradients()
+
+    def steps(
+        self,
+        preprocess: Callable[[Any], Any],
+        pairs: Sequence[tuple[Any, str]],
+        validation: Sequence[tuple[Any, str]],
+        workers: Optional[int],
+        save_every: Optional[int],
+    ) -> Generator[Step, None, None]:
+        """Makes the steps that are left, with checkpoints and validations, and yields each."""
+        ranks, settings = self.ranks, self.settings
+        batch_size, pairs_of_rank = settings["batch_size"], settings["batch_size"] * settings["accumulate"]
+        steps_of_epoch = len(pairs) // (pairs_of_rank * ranks.count)
+        steps = settings["epochs"] * steps_of_epoch
+        drawn = _drawn(pairs, steps, pairs_of_rank, settings["seed"], ranks)
+        names = _Lazy(len(drawn), lambda index: drawn[index][0])
+        read_ahead = batches(preprocess, names, drawn, pairs_of_rank, workers, None, self.step * pairs_of_rank)
+        with contextlib.closing(read_ahead):
+            while self.step < steps:
+                batch = ranks.together(lambda: next(read_ahead))
+                rate = schedule(self.step, steps, settings["learning_rate"], settings["warmup"])
+                self.optimizer.set_lr(rate)
+                amp = settings["amp"]
+                loss = _step(self.model, self.optimizer, self.scaler, batch, batch_size, self.frozen, amp, ranks)
+                self.step += 1
+                epoch, within = divmod(self.step, steps_of_epoch)
+                found = None
+                if validation and not within:
+                    all_pairs = pairs_of_rank * ranks.count
+                    found = measured(self.model, preprocess, validation, batch_size, workers, all_pairs, ranks)
+                    self._keep_if_best(found.loss)
+                if self.checkpoint and (self.step == steps or self.step % (save_every or steps_of_epoch) == 0):
+                    ranks.first(self.save)
+                yield Step(self.step, steps, epoch + bool(within), loss, rate, float(self.model.logit_scale), found)
+
+    def _keep_if_best(self, loss: float) -> None:
+        """Keeps the weights, in the output too, if no loss on the validation's pairs was lower."""
+        if self.best is None or loss < self.best:
+            self.best, self.best_weights = loss, merged_state(self.model)
+            output = self.output
+            if output:
+                self.ranks.first(lambda: save_weights(self.best_weights, self.model, output))
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        assert self.checkpoint is not None
+        state = {"step": self.step, "best": self.best, "settings": self.settings}
+        save_checkpoint(self.checkpoint, self.model, self.optimizer, self.scaler, state)
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint, if there is one."""
+        assert self.checkpoint is not None and self.output is not None
+        if os.path.exists(self.checkpoint):
+            state = resume_checkpoint(self.checkpoint, self.model, self.optimizer, self.scaler, self.settings)
+            self.step, self.best = state["step"], state.get("best")
+        if self.best is not None:  # the output has these weights
+            self.best_weights = load(self.output)[0].state_dict()
+
+    def finish(self) -> None:
+        """Gives the model the best weights, writes the output and deletes the checkpoint."""
+        if self.best_weights:
+            self.model.set_state_dict(self.best_weights)
+        self.ranks.first(self._write)
+
+    def _write(self) -> None:
+        if self.output and self.checkpoint:
+            save(self.model, self.output)
+            if os.path.exists(self.checkpoint):
+                os.unlink(self.checkpoint)
 
 
 class _Lazy:
@@ -366,16 +478,6 @@ def decays(parameter: Tensor) -> bool:
     return len(parameter.shape) > 1
 
 
-def _trained(model: CLIP, freeze: Optional[str]) -> list[Tensor]:
-    """The parameters that are not frozen; `logit_scale` is always among them."""
-    frozen: set[int] = set()
-    if freeze:
-        image = {id(parameter) for parameter in model.visual.parameters()}
-        text = {id(parameter) for parameter in model.parameters()} - image - {id(model.logit_scale)}
-        frozen = {"image": image, "text": text}[freeze]
-    return [parameter for parameter in model.parameters() if id(parameter) not in frozen]
-
-
 def _optimizer(parameters: list[Tensor], weight_decay: float, clip_norm: Optional[float]) -> Optimizer:
     decayed = {parameter.name for parameter in parameters if decays(parameter)}
     return paddle.optimizer.AdamW(
@@ -405,9 +507,10 @@ def _require_sound(
     clip_norm, warmup = settings["clip_norm"], settings["warmup"]
     _require(clip_norm is None or clip_norm > 0, "clip_norm", clip_norm, "it must be above 0, or None for no limit")
     _require(0 <= warmup <= 1, "warmup", warmup, "it must be a share of all steps, between 0 and 1")
-    for name, choices in (("freeze", TOWERS), ("amp", HALF_DTYPES)):
-        if settings[name] is not None and settings[name] not in choices:
-            raise ValueError(f"{name} is {settings[name]!r}; choose one of {', '.join(choices)}, or None")
+    amp, lora = settings["amp"], settings["lora"]
+    _require(lora is None or lora >= 1, "lora", lora, "it is a rank, at least 1, or None")
+    if amp is not None and amp not in HALF_DTYPES:
+        raise ValueError(f"amp is {amp!r}; choose one of {', '.join(HALF_DTYPES)}, or None")
     if settings["amp"] and paddle.get_device() == "cpu":
         raise ValueError(
             f"amp={settings['amp']!r} needs a GPU: on the CPU Paddle has no kernels for it. Leave it out, which trains "
@@ -446,6 +549,13 @@ def _digest(pairs: Sequence[tuple[Any, str]]) -> str:
         name = os.path.basename(image) if isinstance(image, (str, os.PathLike)) else ""
         digest.update(f"{name}\0{caption}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _digest_of_weights(model: CLIP) -> str:
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return f"SHA-256 {digest.hexdigest()}"
 
 
 def _sound_pair(row: int, pair: Any) -> tuple[Any, str]:

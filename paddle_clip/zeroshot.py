@@ -140,19 +140,25 @@ def encode_texts(
 
 
 def text_features(
-    model: Encoder, texts: Sequence[str], batch_tokens: int = 1024, bar: "Optional[tqdm[Any]]" = None
+    model: Encoder,
+    texts: Sequence[str],
+    batch_tokens: int = 1024,
+    bar: "Optional[tqdm[Any]]" = None,
+    truncate: bool = False,
 ) -> np.ndarray:
     """The features of `encode_texts` as an array [N, E]; float32 from half precision."""
     with inference(model) as model:
         starts = range(0, len(texts), _TEXTS_AT_ONCE)
-        parts = [_encode(model, texts[start : start + _TEXTS_AT_ONCE], batch_tokens, bar) for start in starts]
+        parts = [_encode(model, texts[start : start + _TEXTS_AT_ONCE], batch_tokens, bar, truncate) for start in starts]
         return np.concatenate(parts) if parts else np.zeros([0, model.embed_dim], np.float32)
 
 
-def _encode(model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "Optional[tqdm[Any]]") -> np.ndarray:
+def _encode(
+    model: Encoder, texts: Sequence[str], batch_tokens: int, bar: "Optional[tqdm[Any]]", truncate: bool = False
+) -> np.ndarray:
     """The features [N, E] of N texts that are all tokenized at once."""
     _warn_of_script(model, texts)
-    tokens = tokenized(model, texts)  # [N, L]
+    tokens = tokenized(model, texts, truncate)  # [N, L]
     lengths = tokens.shape[1] - (tokens[:, ::-1] != 0).argmax(axis=-1)  # [N], without padding
     order = np.argsort(-lengths, kind="stable")
     features, first = [], 0

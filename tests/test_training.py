@@ -417,7 +417,12 @@ def test_mixed_precision_on_a_gpu(model, pairs, device, amp):
         ({"clip_norm": 0}, "clip_norm=0; it must be above 0"),
         ({"clip_norm": -1.0}, "clip_norm=-1.0; it must be above 0"),
         ({"warmup": 100}, "warmup=100; it must be a share of all steps, between 0 and 1"),
-        ({"freeze": "visual"}, "freeze is 'visual'; choose one of image, text, or None"),
+        (
+            {"freeze": "vision"},
+            "freeze is 'vision'; choose image, text, or the name of a layer, such as ln_final, token_",
+        ),
+        ({"freeze": ["image", "text"]}, "leaves nothing to train"),
+        ({"lora": 0}, "lora=0; it is a rank, at least 1, or None"),
         ({"amp": "float32"}, "amp is 'float32'; choose one of float16, bfloat16, or None"),
         ({"amp": "bfloat16"}, "amp='bfloat16' needs a GPU: on the CPU Paddle has no kernels for it"),
     ],

@@ -184,8 +184,13 @@ def save(model: Model, path: StrPath) -> None:
             "save takes the model, which knows its activation, and found a state dict: save(model, path), or keep the "
             "dict alone with paddle.save(state_dict, path)"
         )
-    model, path = unwrapped(model), expanded(path)
-    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    model = unwrapped(model)
+    save_weights({name: tensor.numpy() for name, tensor in model.state_dict().items()}, model, path)
+
+
+def save_weights(arrays: dict[str, Any], model: Model, path: StrPath) -> None:
+    """Writes weights of a model that need not be those it has; see `save`."""
+    path = expanded(path)
     described = metadata_of(model.config, model.preprocessing)
     write(path, _layout(arrays, path), lambda name: "keep", lambda checksums: {**described, "crc32": checksums})
 

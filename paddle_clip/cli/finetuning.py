@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING
 
 from ..defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, TEMPLATE, WARMUP, WEIGHT_DECAY
+from .messages import retrieval_in_words
 from .shared import Parser, add_command, add_json, add_model, add_workers, load_model
 
 if TYPE_CHECKING:
@@ -21,11 +22,15 @@ SETTINGS = (
     "weight_decay",
     "clip_norm",
     "freeze",
+    "lora",
+    "unfreeze",
+    "recompute",
     "amp",
     "seed",
     "save_every",
     "resume",
     "logdir",
+    "plot",
     "workers",
 )
 
@@ -50,6 +55,11 @@ def add_finetune(commands: "Commands") -> None:
         "folder with one folder of images per class",
     )
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file for the trained weights")
+    parser.add_argument(
+        "--validation",
+        metavar="PAIRS",
+        help="pairs to measure loss and recall on after each epoch; the weights with the lowest loss are kept",
+    )
     parser.add_argument("--template", default=TEMPLATE, help="caption of a class (default: %(default)s)")
     parser.add_argument(
         "--image-column", metavar="NAME", help="column of the images (default: image, filepath or file_name)"
@@ -75,7 +85,20 @@ def _add_settings(parser: Parser) -> None:
     add("--warmup", float, "X", "part of all steps over which the learning rate rises", WARMUP)
     add("--weight-decay", float, "X", "weight decay of matrices", WEIGHT_DECAY)
     add("--clip-norm", float, "X", "largest norm of the gradients (default: no limit)")
-    parser.add_argument("--freeze", choices=("image", "text"), help="the tower that is not trained")
+    parser.add_argument(
+        "--freeze", nargs="+", metavar="NAME", help="what is not trained: image or text for a tower, or names of layers"
+    )
+    add("--lora", int, "RANK", "train what LoRA adds to the weights, which forgets less; with a higher learning rate")
+    parser.add_argument(
+        "--unfreeze",
+        nargs="+",
+        metavar="NAME",
+        default=(),
+        help="what is trained nevertheless: for words that are new, token_embedding",
+    )
+    parser.add_argument(
+        "--recompute", action="store_true", help="compute blocks twice, in the memory of one block's gradients"
+    )
     parser.add_argument("--amp", choices=("float16", "bfloat16"), help="mixed precision, on a GPU")
     add("--seed", int, "N", "number that tells the order of the pairs", SEED)
     add("--save-every", int, "N", "steps between checkpoints (default: an epoch)")
@@ -85,6 +108,7 @@ def _add_settings(parser: Parser) -> None:
         default=False,
         help="go on from the checkpoint, if there is one (default: --no-resume)",
     )
+    parser.add_argument("--plot", metavar="FILE", help="draw the loss to a .png, .pdf or .svg; needs matplotlib")
     parser.add_argument("--logdir", metavar="FOLDER", help="folder for VisualDL's log; needs visualdl")
 
 
@@ -93,7 +117,9 @@ def finetune(arguments: argparse.Namespace) -> None:
     from ..checkpoints.files import require_place
     from ..pairs import read_pairs
 
-    pairs = read_pairs(arguments.pairs, arguments.template, arguments.image_column, arguments.caption_column)
+    columns = (arguments.template, arguments.image_column, arguments.caption_column)
+    pairs = read_pairs(arguments.pairs, *columns)
+    validation = read_pairs(arguments.validation, *columns) if arguments.validation else None
     require_place(arguments.output)
     model, preprocess = load_model(arguments)
 
@@ -111,17 +137,22 @@ def finetune(arguments: argparse.Namespace) -> None:
         bar.set_postfix(loss=f"{step.loss:.3f}", refresh=False)
         bar.update(step.step - bar.n)
         if arguments.json:
-            print(json.dumps(step._asdict()), flush=True)
+            found = step.validation._asdict() if step.validation else None
+            print(json.dumps({**step._asdict(), "validation": found}), flush=True)
         elif len(steps) > 1 and step.epoch > steps[-2].epoch:
             print_loss(steps[-2])
 
     def print_loss(step: "Step") -> None:
         with bar.external_write_mode():
             print(f"epoch {step.epoch}, step {step.step} of {step.steps}: loss {step.loss:.4f}", flush=True)
+            if step.validation:
+                print(f"  validation: {retrieval_in_words(step.validation)}", flush=True)
 
     settings = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
     with tqdm(unit="step", disable=None if is_first else True) as bar:
-        training.finetune(model, pairs, arguments.output, preprocess=preprocess, on_step=on_step, **settings)
+        training.finetune(
+            model, pairs, arguments.output, preprocess=preprocess, validation=validation, on_step=on_step, **settings
+        )
         if steps and not arguments.json:
             print_loss(steps[-1])
     if is_first and not arguments.json:

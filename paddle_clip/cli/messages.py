@@ -4,7 +4,10 @@ import argparse
 import os
 import re
 import sys
-from typing import Any, Optional, TextIO, Union
+from typing import TYPE_CHECKING, Any, Optional, TextIO, Union
+
+if TYPE_CHECKING:
+    from ..recall import Retrieval
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # How the library's messages name an argument: on_error='skip', resume=False, paddle.set_device('gpu').
@@ -42,6 +45,14 @@ def in_options(text: str, parser: argparse.ArgumentParser) -> str:
 def print_error(message: Union[BaseException, str], parser: Optional[argparse.ArgumentParser] = None) -> None:
     """Prints the one line of an error."""
     print(f"error: {one_line(message, parser)}", file=sys.stderr)
+
+
+def retrieval_in_words(found: "Retrieval") -> str:
+    """The figures of a `Retrieval` in one line."""
+    recalls = (("captions of images", found.image_to_text), ("images of captions", found.text_to_image))
+    listed = ", ".join(f"{what} {' '.join(f'{share:.1%}' for share in recall.values())}" for what, recall in recalls)
+    ks = "/".join(map(str, found.image_to_text))
+    return f"loss {found.loss:.4f}, recall@{ks}: {listed}"
 
 
 def warning_printer(parser: argparse.ArgumentParser) -> Any:

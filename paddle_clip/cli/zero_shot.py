@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..defaults import LABELS_SHOWN
+from .messages import retrieval_in_words
 from .shared import (
     add_batch_size,
     add_command,
@@ -136,13 +137,18 @@ def add_evaluate(commands: "Commands") -> None:
     parser = add_command(
         commands,
         evaluate,
-        "measure zero-shot accuracy on a folder with one folder of images per class",
+        "measure zero-shot accuracy on a folder with one folder of images per class, or retrieval on captions",
         [
             "imagenet/val --prompts imagenet",
+            "captions.csv    # recall@1, 5 and 10, both ways",
             "animals/ --template 'a photo of a {}, a type of animal.'",
         ],
     )
-    parser.add_argument("folder", metavar="FOLDER", help="a folder whose folders, sorted, are the classes")
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="a folder whose folders, sorted, are the classes; or a CSV file with the columns image and caption",
+    )
     add_labels(parser, "class names in the order of the sorted folders (default: the folders' names)")
     add_on_error(parser)
     add_batch_size(parser)
@@ -153,8 +159,11 @@ def add_evaluate(commands: "Commands") -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Prints the zero-shot accuracy on a folder."""
+    """Prints the zero-shot accuracy on a folder, or the retrieval on a table."""
     labels, templates = labels_and_templates(arguments)
+    if os.path.isfile(os.path.expanduser(arguments.folder)):
+        _evaluate_table(arguments, bool(labels))
+        return
     require_folder(arguments.folder)
 
     from .. import zeroshot
@@ -176,3 +185,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
         print_json(found._asdict())
     else:
         print(f"top-1 {found.top1:.2%}, top-5 {found.top5:.2%} of {found.count:,} images")
+
+
+def _evaluate_table(arguments: argparse.Namespace, has_labels: bool) -> None:
+    from ..pairs import read_pairs
+
+    if has_labels or arguments.on_error != "raise":
+        raise ValueError(f"{arguments.folder} has captions of its own: leave out labels, prompts and on_error='skip'")
+    pairs = read_pairs(arguments.folder)
+    model, preprocess = load_encoder(arguments, [image for image, _ in pairs])
+
+    from ..recall import retrieval
+
+    found = retrieval(model, preprocess, pairs, arguments.batch_size, arguments.workers)
+    if arguments.json:
+        print_json(found._asdict())
+    else:
+        print(f"{retrieval_in_words(found)} of {found.images:,} images and {found.texts:,} captions")
