@@ -1,6 +1,7 @@
 """Recall of images and captions, validation while training, and the picture of the loss."""
 
 import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -176,3 +177,21 @@ def test_the_picture_of_the_loss(model, pairs, tmp_path):
         finetune(model, pairs, plot=tmp_path / "x.txt", on_step=lambda step: pytest.fail("it trained"), **ARGUMENTS)
     plots.training(history[:1], tmp_path / "one.pdf")
     assert (tmp_path / "one.pdf").stat().st_size
+
+
+def test_training_from_random_weights(tmp_path, capsys, monkeypatch, pairs):
+    table, outputs = tmp_path / "pairs.csv", [tmp_path / name for name in ("a.pdparams", "b.pdparams")]
+    rows = [f"{path},picture {index}\n" for index, path in enumerate(paddle_clip.samples())]
+    table.write_text("image,caption\n" + "".join(rows))
+    row = presets.preset("ViT-B/32")
+    monkeypatch.setattr(presets, "preset", lambda name: dataclasses.replace(row, config=SMALL))
+    for output in outputs:
+        command = ["finetune", table, "-o", output, "--from-scratch", "--model", "ViT-B/32", "--batch-size", 8]
+        assert cli.main([*map(str, command)]) == 0
+    first, second = (paddle_clip.load(output)[0] for output in outputs)
+    assert first.config == SMALL
+    assert_equal(state_of(first), state_of(second))  # the seed draws the weights
+    monkeypatch.undo()
+    command = ["finetune", str(table), "-o", str(outputs[0]), "--from-scratch", "--model", "RN50"]
+    assert cli.main(command) == 1
+    assert "RN50 is a ResNet" in capsys.readouterr().err

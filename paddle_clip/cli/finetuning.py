@@ -9,7 +9,9 @@ from .messages import retrieval_in_words
 from .shared import Parser, add_command, add_json, add_model, add_workers, load_model
 
 if TYPE_CHECKING:
+    from ..model import CLIP
     from ..training import Step
+    from ..transforms import ImageTransform
     from .shared import Commands
 
 # Options that `training.finetune` takes under the same names.
@@ -45,6 +47,7 @@ def add_finetune(commands: "Commands") -> None:
             "captions.csv -o mine.pdparams --epochs 5",
             "flowers/ --template 'a photo of a {}, a type of flower.' -o flowers.pdparams",
             "captions.csv -o mine.pdparams --epochs 5 --resume",
+            "captions.csv -o new.pdparams --from-scratch --learning-rate 5e-4 --epochs 32",
         ],
         after_interruption="; run it again with --resume to go on from the last checkpoint",
     )
@@ -66,6 +69,9 @@ def add_finetune(commands: "Commands") -> None:
     )
     parser.add_argument(
         "--caption-column", metavar="NAME", help="column of the captions (default: caption, title or text)"
+    )
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="begin with random weights, in the sizes of a model by name"
     )
     _add_settings(parser)
     add_workers(parser)
@@ -112,6 +118,26 @@ def _add_settings(parser: Parser) -> None:
     parser.add_argument("--logdir", metavar="FOLDER", help="folder for VisualDL's log; needs visualdl")
 
 
+def _random_model(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]":
+    """A model of the sizes of --model with random weights, drawn from the seed, and its preprocessing."""
+    import paddle
+
+    from ..presets import build, preset
+    from ..transforms import image_transform
+
+    config = preset(arguments.model).config
+    if config.vision_patch_size is None:
+        raise ValueError(
+            f"{arguments.model} is a ResNet: the statistics of its batch norms are kept as they are in training, and "
+            "random weights have none. Choose a vision transformer, such as --model ViT-B/32"
+        )
+    if arguments.device:
+        paddle.set_device(arguments.device)
+    paddle.seed(arguments.seed)
+    model = build(config)
+    return model, image_transform(config.image_resolution, *model.preprocessing)
+
+
 def finetune(arguments: argparse.Namespace) -> None:
     """Trains a model and prints the loss."""
     from ..checkpoints.files import require_place
@@ -121,7 +147,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     pairs = read_pairs(arguments.pairs, *columns)
     validation = read_pairs(arguments.validation, *columns) if arguments.validation else None
     require_place(arguments.output)
-    model, preprocess = load_model(arguments)
+    model, preprocess = _random_model(arguments) if arguments.from_scratch else load_model(arguments)
 
     from tqdm import tqdm
 
