@@ -1,6 +1,7 @@
 """Images in bulk: found in folders, decoded in threads, put into batches."""
 
 import collections
+import contextlib
 import os
 import sys
 import warnings
@@ -12,6 +13,7 @@ import numpy as np
 
 from .arrays import as_array, is_tensor
 from .checkpoints.files import StrPath, expanded
+from .shards import EXTENSION, Picture, members_of, shards_of
 from .threads import available_cores
 from .transforms import is_picture
 
@@ -57,8 +59,54 @@ def samples() -> list[str]:
     return image_files(os.path.join(os.path.dirname(__file__), "data", "samples"))
 
 
+def pictures_of(shard: str) -> list[Picture]:
+    """The images in a tar shard, in its order.
+
+    Raises:
+        OSError, ValueError: if the shard cannot be read.
+    """
+    found = (member for member in members_of(shard) if member.name.lower().endswith(EXTENSIONS))
+    return [Picture(shard, *member) for member in found]
+
+
+def shards_at(source: Union[StrPath, Sequence[StrPath]]) -> list[str]:
+    """The tar shards that a source names, see `shards_of`; none for a folder that has images, in folders in it too."""
+    shards = shards_of(source)
+    if shards and isinstance(source, (str, os.PathLike)) and os.path.isdir(expanded(source)):
+        with contextlib.suppress(ValueError):  # that there are no images
+            image_files(source)
+            return []
+    return shards
+
+
+def images_at(path: StrPath) -> list[Any]:
+    """The images that a path names: a file, a folder, or tar shards, see `shards_of`.
+
+    Raises:
+        OSError, ValueError: if there is nothing to read.
+    """
+    path = expanded(path)
+    shards = shards_at(path)
+    if shards:
+        return [picture for shard in shards for picture in pictures_of(shard)]
+    return [path] if os.path.isfile(path) else image_files(path)
+
+
+class Part:
+    """The items of something that can be indexed from one index to another."""
+
+    def __init__(self, items: Any, first: int, end: int):
+        self.items, self.first, self.end = items, first, end
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[self.first + index]
+
+
 def as_images(images: Any) -> tuple[list[Name], Any]:
-    """Names and items of what `embed` takes: a folder, an image, several of them, or a `paddle.io.Dataset`.
+    """Names and items of what `embed` takes: a folder, an image, shards, several of them, or a `paddle.io.Dataset`.
 
     Returns:
         A list of paths, with indices for images that have none, and something to index for the images themselves.
@@ -67,9 +115,10 @@ def as_images(images: Any) -> tuple[list[Name], Any]:
         OSError, ValueError: if there is nothing to read.
     """
     if isinstance(images, (str, os.PathLike)):
-        path = expanded(images)
-        images = [path] if os.path.isfile(path) else image_files(path)
+        images = images_at(images)
     images = [images] if is_picture(images) else _listed(images)
+    if isinstance(images, (list, tuple)) and any(map(_names_shards, images)):
+        images = [found for image in images for found in (images_at(image) if _names_shards(image) else [image])]
     if not (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
         raise ValueError(
             "images are a folder, a list of paths, or a paddle.io.Dataset that can be indexed; found "
@@ -109,9 +158,15 @@ def _is_dataset(images: Any) -> bool:
     return paddle is not None and isinstance(images, paddle.io.Dataset)
 
 
+def _names_shards(image: Any) -> bool:
+    return isinstance(image, (str, os.PathLike)) and os.fspath(image).endswith(EXTENSION)
+
+
 def _name(index: int, image: Any) -> Name:
     """The path of an image or of an (image, label), or its index."""
     image = image[0] if isinstance(image, (list, tuple)) and image else image
+    if isinstance(image, Picture):
+        return str(image)
     return str(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else index
 
 

@@ -30,6 +30,7 @@ from .images import Batch, batches
 from .layers import float32_if_half
 from .losses import ContrastiveLoss
 from .model import CLIP
+from .pairs import ShardPairs
 from .recall import Retrieval, measured
 from .resumption import differences, resume_checkpoint, save_checkpoint
 from .transforms import image_transform
@@ -351,7 +352,8 @@ def _drawn(pairs: Sequence[tuple[Any, str]], steps: int, pairs_of_rank: int, see
 
     def pair(index: int) -> tuple[Any, str]:
         epoch, place = divmod(slice_of(index, ranks.rank, pairs_of_rank, ranks.count), pairs_of_epoch)
-        return pairs[_order(len(pairs), seed, epoch)[place]]
+        order = pairs.order if isinstance(pairs, ShardPairs) else functools.partial(_order, len(pairs))
+        return pairs[order(seed, epoch)[place]]
 
     return _Lazy(steps * pairs_of_rank, pair)
 
@@ -543,6 +545,8 @@ def _require(holds: bool, name: str, value: Any, rule: str) -> None:
 
 
 def _digest(pairs: Sequence[tuple[Any, str]]) -> str:
+    if isinstance(pairs, ShardPairs):
+        return pairs.digest()
     digest = hashlib.sha256()
     for row, pair in enumerate(pairs):
         image, caption = _sound_pair(row, pair)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from .arrays import as_array, as_tensor
 from .config import INTERPOLATIONS, MEAN, RESIZE_MODES, STD
+from .shards import Picture
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Pixels of the resized picture up to which it is resized whole, as OpenAI's code does: 64 MB in four channels.
@@ -144,6 +145,8 @@ def open_image(image: Any, exif: bool = False) -> Image.Image:
     """The PIL image that an image, path, file, its bytes or a uint8 array is; raises ValueError if it is none."""
     if isinstance(image, Image.Image):
         return _turned(image) if exif else image
+    if isinstance(image, Picture):
+        return _read(io.BytesIO(image.read()), f"{image!s:.300}", exif)
     if isinstance(image, (str, os.PathLike)):
         return _read(os.path.expanduser(image), f"{os.fspath(image):.300}", exif)
     if isinstance(image, io.TextIOBase):

@@ -1,5 +1,7 @@
 """The sources of (image, caption) pairs, and the messages where there are none."""
 
+import json
+
 import pytest
 from PIL import Image
 
@@ -97,3 +99,39 @@ def test_the_template_has_a_place_for_the_name(write, tmp_path):
     write("cat/a.png")
     with pytest.raises(ValueError, match=r"the template 'a cat' has no \{\}"):
         read_pairs(tmp_path, "a cat")
+
+
+def test_tables(write, tmp_path):
+    """Of three kinds, with the same content."""
+    images = [write("images/b.png"), write("images/a.png")]
+    rows = [{"image": "images/b.png", "caption": "a dog, a cat", "more": 1}, {"image": "images/a.png", "caption": "犬"}]
+    lines = write("x.jsonl", "\n\n".join(json.dumps(row) for row in rows) + "\n")
+    assert read_pairs(lines) == [(images[0], "a dog, a cat"), (images[1], "犬")]
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    assert read_pairs(tmp_path / "x.parquet") == read_pairs(lines)
+    parquet.write_table(pyarrow.table({"image": [b"x"], "caption": ["y"]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"the column image of .*x.parquet holds binary; expected texts"):
+        read_pairs(tmp_path / "x.parquet")
+    parquet.write_table(pyarrow.table({"pic": ["x"], "caption": ["y"]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="needs the columns image and caption in its schema; found pic, caption"):
+        read_pairs(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x.parquet is not a parquet file"):
+        read_pairs(write("x.parquet", "image,caption"))
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "line 2 of .*x.jsonl is not JSON in UTF-8"),
+        ("[1]", r"line 2 of .*x.jsonl is \[1\]; expected a JSON object"),
+        ('{"image": "a.png"}', "x.jsonl needs the columns image and caption in line 2; found image"),
+        ('{"image": "a.png", "caption": null}', "the caption in line 2 of .*x.jsonl is None; expected a text"),
+        ('{"image": 3, "caption": "x"}', "the image in line 2 of .*x.jsonl is 3; expected a text"),
+    ],
+)
+def test_lines_that_are_wrong(write, line, message):
+    path = write("x.jsonl", '{"image": "a.png", "caption": "x"}\n' + line)
+    with pytest.raises(ValueError, match=message):
+        read_pairs(path)

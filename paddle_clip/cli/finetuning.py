@@ -48,14 +48,16 @@ def add_finetune(commands: "Commands") -> None:
             "flowers/ --template 'a photo of a {}, a type of flower.' -o flowers.pdparams",
             "captions.csv -o mine.pdparams --epochs 5 --resume",
             "captions.csv -o new.pdparams --from-scratch --learning-rate 5e-4 --epochs 32",
+            "'shards/{00000..00331}.tar' -o mine.pdparams --batch-size 256",
         ],
         after_interruption="; run it again with --resume to go on from the last checkpoint",
     )
     parser.add_argument(
         "pairs",
+        nargs="+",
         metavar="PAIRS",
-        help="a CSV file with the columns image and caption; or a folder of images, each with a .txt of its name; or a "
-        "folder with one folder of images per class",
+        help="a table with the columns image and caption: .csv, .jsonl or .parquet; a folder of images, each with a "
+        ".txt of its name; a folder with one folder of images per class; or tar shards, by files, patterns or folder",
     )
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file for the trained weights")
     parser.add_argument(
@@ -144,7 +146,8 @@ def finetune(arguments: argparse.Namespace) -> None:
     from ..pairs import read_pairs
 
     columns = (arguments.template, arguments.image_column, arguments.caption_column)
-    pairs = read_pairs(arguments.pairs, *columns)
+    sources = arguments.pairs
+    pairs = read_pairs(sources[0] if len(sources) == 1 else sources, *columns)
     validation = read_pairs(arguments.validation, *columns) if arguments.validation else None
     require_place(arguments.output)
     model, preprocess = _random_model(arguments) if arguments.from_scratch else load_model(arguments)
