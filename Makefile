@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 NUMPY := $(if $(filter 2.%,$(PADDLE)),numpy<2,numpy>=2)
 # What translates programs to ONNX is for Paddle 3.
 ONNX := $(if $(filter 2.%,$(PADDLE)),,paddle2onnx openvino nncf onnxruntime)
+RAY := $(if $(filter 2.%,$(PADDLE)),,'ray[data]')
 # The code is the same for both, and Paddle 2 has no types.
 LINT := $(if $(filter 2.%,$(PADDLE)),,lint)
 export GLOG_minloglevel = 2
@@ -55,7 +56,7 @@ ready: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' $(ONNX) 'paddlepaddle==$(PADDLE)' '$(NUMPY)'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' $(ONNX) $(RAY) 'paddlepaddle==$(PADDLE)' '$(NUMPY)'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps clip-anytorch==2.6.0 open_clip_torch==3.3.0 cn-clip==1.6.0 six
 	# Its top-level package is called clip, as clip-anytorch's: a folder of its own keeps them apart.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/paddleclip paddleclip==1.0.0

@@ -1,6 +1,8 @@
 # The public names and the rooms they live in. This is the one list of them: `__init__.py` reads it on import.
 from .adapting import interpolate as interpolate
 from .bert import ChineseCLIP as ChineseCLIP
+from .bulk import Embedded as Embedded
+from .bulk import embed_on_ray as embed_on_ray
 from .checkpoints.conversion import Contents as Contents
 from .checkpoints.conversion import Report as Report
 from .checkpoints.conversion import convert as convert
@@ -16,6 +18,7 @@ from .features import Features as Features
 from .features import Match as Match
 from .features import embed as embed
 from .features import load_features as load_features
+from .features import merge as merge
 from .features import search as search
 from .hub import DownloadError as DownloadError
 from .hub import available_models as available_models

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import sys
 from typing import Optional
 
@@ -16,9 +17,10 @@ EXTRAS = {
     "parquet": ("pyarrow",),
     "plot": ("matplotlib",),
     "probe": ("sklearn",),
+    "ray": ("ray", "pyarrow"),
     "visualdl": ("visualdl",),
 }
-_PIP_NAMES = {"sklearn": "scikit-learn"}
+_PIP_NAMES = {"sklearn": "scikit-learn", "ray": "ray[data]"}
 
 # Paddle 2's library exports a zlib of its own. Loaded before Python's, it takes that one's place, and whatever
 # decompresses then crashes the process, Pillow's PNG reader too.
@@ -42,7 +44,7 @@ def require(extra: str) -> None:
     """Raises ImportError, with the command that installs what is missing, unless `has(extra)`."""
     missing = next((package for package in EXTRAS[extra] if not _is_installed(package)), None)
     if missing:
-        command = "pip install " + " ".join(_PIP_NAMES.get(package, package) for package in EXTRAS[extra])
+        command = "pip install " + shlex.join(_PIP_NAMES.get(package, package) for package in EXTRAS[extra])
         raise ImportError(f"{_PIP_NAMES.get(missing, missing)} is not installed: {command}")
 
 

@@ -12,8 +12,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, Optional, Union
 
@@ -23,8 +24,9 @@ from PIL import Image
 from .checkpoints.files import StrPath, expanded, lock, naming, replacing, require_place
 from .defaults import BATCH_SIZE, IMAGES_FOUND
 from .encoding import Encoder, encode_images, inference, progress_bar, unit
+from .errors import listed
 from .extras import require
-from .images import Batch, Name, array_maker, as_images, batches, warn_of_damage
+from .images import Batch, Name, Part, array_maker, as_images, batches, warn_of_damage
 from .zeroshot import text_features
 
 _CHECKPOINT_SECONDS = 1.0  # seconds of work a killed process loses at most, beside its last batch
@@ -33,6 +35,9 @@ _CHUNK = 1 << 26  # bytes of features searched or rewritten at once
 # Cosine of two features of one picture. Engines and precisions of one model reach it, and so does a model that was
 # trained a little further; unrelated models are far below.
 _SAME_MODEL = 0.9
+_PART = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})$")  # name of a shard, see `shard_name`
+
+Run = dict[str, Any]  # description of a run: its images, its model, its arguments
 
 
 class Features(NamedTuple):
@@ -87,6 +92,7 @@ def embed(
     normalize: bool = True,
     progress: Optional[bool] = None,
     resume: bool = True,
+    shard: Optional[tuple[int, int]] = None,
 ) -> Features:
     """Computes the image features of a folder, a list or a data set of any length.
 
@@ -98,8 +104,10 @@ def embed(
         model: from `load`.
         preprocess: from `load`.
         images: a folder, whose images are found by `image_files`; an image; a list, array, column or generator of
-            paths, PIL images, uint8 arrays, or bytes of files; or a `paddle.io.Dataset` whose items are such images,
-            preprocessed Tensors, or tuples that start with one. No images give no features.
+            paths, PIL images, uint8 arrays, or bytes of files; tar shards, whose images have the path
+            `shard.tar/name.jpg`: a `.tar`, a folder of them, a pattern such as `{000..009}.tar`; or a
+            `paddle.io.Dataset` whose items are such images, preprocessed Tensors, or tuples that start with one. No
+            images give no features.
         output: None; or a file to write: `x.npy`, float32 [N, E], with paths and damaged images in `x.json` beside it;
             or `x.parquet`, with columns "path" and "feature", which needs pyarrow. `load_features` reads them.
         batch_size: images encoded at once.
@@ -109,6 +117,9 @@ def embed(
             takes them as they are.
         progress: whether to show a bar; by default where standard error is a terminal.
         resume: whether to continue an interrupted run; False starts anew.
+        shard: (i, n), to embed the part i, counted from 0, of n parts of the images, for n processes or machines. The
+            output `x.npy` is then named `x-0000i-of-0000n.npy`, see `shard_name`. `merge` makes one file of all, the
+            same bit for bit as one process would have written.
 
     Returns:
         The features, their paths, and the damaged images that were skipped.
@@ -119,33 +130,125 @@ def embed(
         OSError: if a folder cannot be read, or the output cannot be written.
     """
     names, items = as_images(images)
+    if shard:
+        first, end = _bounds(len(names), batch_size, *shard)
+        names, items = names[first:end], Part(items, first, end)
     if output is not None:
-        output = expanded(output)
+        output = shard_name(expanded(output), *shard) if shard else expanded(output)
         _require_storable(names, output)
     with inference(model) as model:
-        probe = _rows(model, _probe(preprocess)[None], normalize)[0]  # [E]
-        made_by = {"probe": probe.tolist(), "normalized": normalize}
+        described = describe(model, preprocess, normalize)
+        made_by = {"probe": described["probe"], "normalized": normalize}
         opened: contextlib.AbstractContextManager[_Memory]
         if output is None:
             opened = contextlib.nullcontext(_Memory(len(names), made_by))
         else:
-            run = {"images": _digest(names), "count": len(names), "batch_size": batch_size, "normalize": normalize}
-            # Engines round differently: a run that another engine continued would mix its numbers with theirs.
-            run["engine"] = getattr(model, "engine", "eager")
-            run["precision"] = getattr(model, "precision", "float32")
-            opened = _File(output, {**run, "probe": probe.tolist()}, resume)
+            run = {"images": digest(names), "count": len(names), "batch_size": batch_size, "normalize": normalize}
+            opened = _File(output, {**run, **described}, resume)
         with opened as store, progress_bar(progress, total=len(names), initial=store.done, unit="image") as bar:
             read = batches(preprocess, names, items, batch_size, workers, on_error, store.done)
             with contextlib.closing(read):
                 for batch in read:
-                    rows = _rows(model, batch.pixels, normalize) if batch.indices else np.empty([0, len(probe)])
+                    rows = (
+                        _rows(model, batch.pixels, normalize) if batch.indices else np.empty([0, len(made_by["probe"])])
+                    )
                     store.add(rows, batch)
                     bar.update(batch.end - store.before)
-            if names and not store.rows:
+            if names and not store.rows and not shard:
                 raise ValueError(f"none of the {len(names)} images can be read; {store.damaged[0][1]}")
             warn_of_damage(store.damaged)
             skipped = {name for name, _ in store.damaged}
             return store.finish([name for name in names if name not in skipped])
+
+
+def _bounds(count: int, batch_size: int, shard: int, shards: int) -> tuple[int, int]:
+    """First and end of a shard: whole batches, so that each image is encoded with the same others as in one process."""
+    if not 0 <= shard < shards:
+        raise ValueError(f"shard {shard} of {shards}: shards are counted from 0 to n - 1")
+    batch_count = -(-count // batch_size)
+    return tuple(min(count, batch_count * edge // shards * batch_size) for edge in (shard, shard + 1))  # type: ignore
+
+
+def shard_name(output: str, shard: int, shards: int) -> str:
+    """The name of a part of an output: `x-00003-of-00008.npy`."""
+    stem, extension = os.path.splitext(output)
+    return f"{stem}-{shard:05}-of-{shards:05}{extension}"
+
+
+def merge(parts: Union[StrPath, Sequence[StrPath]], output: StrPath) -> Features:
+    """Puts files of features together, one after the other; memory is constant, but for the paths.
+
+    Args:
+        parts: the files; or a folder of parts, as `embed_on_ray` writes it. If their names end with `-0000i-of-0000n`,
+            as those of shards, they are put in that order, and all n must be there.
+        output: file to write, `.npy` or `.parquet`.
+
+    Returns:
+        What `load_features` reads from the output.
+
+    Raises:
+        ValueError: if there are no parts, one is missing or no file of features, or they differ in width.
+        OSError: if a part cannot be read, or the output cannot be written.
+    """
+    files = _in_order(parts)
+    output = expanded(output)
+    if os.path.abspath(output) in map(os.path.abspath, files):
+        raise ValueError(f"the output {output} is one of the parts; choose another")
+    first, names = load_features(files[0]), []
+    width, made_by = first.features.shape[1], getattr(first.features, "made_by", None)
+    for file in files:
+        part = load_features(file)
+        _require_alike(files[0], first.features, file, part.features)
+        names += part.paths
+    _require_storable(names, output)
+    step = max(1, _CHUNK // (4 * width))
+    run = {"images": digest(names), "count": len(names), "probe": [0.0] * width, "made_by": made_by}
+    with _File(output, run, resume=False) as store:
+        for part in map(load_features, files):
+            for start in range(0, len(part.features), step):
+                rows = part.features[start : start + step]
+                store.add(rows, Batch(store.done + len(rows), rows, [], [], []))
+            nothing = part.features[:0]
+            store.add(nothing, Batch(store.done + len(part.damaged), nothing, [], [], part.damaged))
+        return store.finish(names)
+
+
+def _require_alike(first: str, features: np.ndarray, file: str, others: np.ndarray) -> None:
+    """Raises ValueError if two files of features cannot be one: other widths, other models, normalised or not."""
+    if features.shape[1] != others.shape[1]:
+        told = f"{first} has features of {features.shape[1]} numbers, {file} has {others.shape[1]}"
+        raise ValueError(f"the parts are of different models: {told}")
+    one, other = getattr(features, "made_by", None), getattr(others, "made_by", None)
+    if one is None or other is None:  # what an earlier version wrote
+        return
+    if one["normalized"] != other["normalized"]:
+        raise ValueError(f"the features of one of {first} and {file} are normalised, those of the other are not")
+    if np.dot(unit(np.array(one["probe"])), unit(np.array(other["probe"]))) < _SAME_MODEL:
+        raise ValueError(f"the parts are of different models: the one of {first} did not make {file}")
+
+
+def _in_order(parts: Union[StrPath, Sequence[StrPath]]) -> list[str]:
+    """The files of parts; those with numbers in their names by these, after a look whether one is missing."""
+    if isinstance(parts, (str, os.PathLike)):
+        place = expanded(parts)
+        files = [os.path.join(place, name) for name in os.listdir(place)] if os.path.isdir(place) else [place]
+        files = [file for file in files if file.endswith((".npy", ".parquet")) and os.path.basename(file)[0] != "."]
+    else:
+        files = [expanded(part) for part in parts]
+    if not files:
+        raise ValueError(f"there are no parts in {parts}; expected files that `embed` wrote")
+    matches = {file: _PART.search(os.path.splitext(file)[0]) for file in files}
+    numbers = {file: (match[1], int(match[2]), int(match[3])) for file, match in matches.items() if match}
+    if len(numbers) < len(files):
+        return files
+    stems = {(stem, count) for stem, _, count in numbers.values()}
+    if len(stems) > 1:
+        raise ValueError(f"the parts are of several outputs: {', '.join(sorted(stem for stem, _ in stems))}")
+    ((_, count),) = stems
+    missing = sorted(set(range(count)) - {number for _, number, _ in numbers.values()})
+    if missing:
+        raise ValueError(f"{len(missing)} of {count} parts are missing: {listed(list(map(str, missing)))}")
+    return sorted(numbers, key=lambda file: numbers[file][1])
 
 
 def require_output(path: str) -> None:
@@ -241,8 +344,33 @@ def _json_of(path: str) -> str:
     return os.path.splitext(path)[0] + ".json"
 
 
-def _digest(names: list[Name]) -> str:
+def digest(names: Sequence[Name]) -> str:
+    """The SHA-256 of names, in their order."""
     return hashlib.sha256("\0".join(map(str, names)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def describe(model: Encoder, preprocess: Callable[[Any], Any], normalize: bool) -> Run:
+    """What a run tells of its model: engine and precision, as engines round differently, and the feature of a probe."""
+    with inference(model) as model:
+        probe = _rows(model, _probe(preprocess)[None], normalize)[0]  # [E]
+    engine, precision = getattr(model, "engine", "eager"), getattr(model, "precision", "float32")
+    return {"engine": engine, "precision": precision, "probe": probe.tolist()}
+
+
+def require_same_run(old: Run, new: Run, output: str, way_out: str) -> None:
+    """Raises ValueError, which says how they differ, unless two runs are of the same images, model and arguments."""
+    keys = ("batch_size", "normalize", "engine", "precision")
+    reasons = [f"{key} {old.get(key)} then, {new[key]} now" for key in keys if old.get(key) != new[key]]
+    if (old["images"], old["count"]) != (new["images"], new["count"]):
+        reasons.append(f"other images ({old['count']} then, {new['count']} now)")
+    tolerance = 1e-5 * np.abs(new["probe"]).max()  # a GPU may choose other kernels this time
+    if len(old["probe"]) != len(new["probe"]) or not np.allclose(old["probe"], new["probe"], 0, tolerance):
+        reasons.append("another model or preprocessing")
+    if reasons:
+        raise ValueError(
+            f"an earlier run for {output} was interrupted, and differs from this one: {'; '.join(reasons)}. "
+            f"Repeat its arguments to continue it, or {way_out}"
+        )
 
 
 def _probe(preprocess: Callable[[Any], Any]) -> np.ndarray:
@@ -324,7 +452,7 @@ class _File(_Memory):
         lines = self.journal.read().split(b"\n")[:-1]  # text after the last newline is half a line
         notes = [json.loads(line) for line in lines]
         if self.resume and len(notes) > 1 and os.path.getsize(self.partial) >= self._size(notes[-1]["rows"]):
-            self._require_same_run(notes[0])
+            require_same_run(notes[0], self.run, self.output, "give resume=False to start anew")
             self.done = self.before = notes[-1]["done"]
             self.rows = self.rows_noted = notes[-1]["rows"]
             self.damaged = [tuple(pair) for note in notes[1:] for pair in note["damaged"]]
@@ -337,20 +465,6 @@ class _File(_Memory):
 
     def _size(self, rows: int) -> int:
         return _NPY_HEADER + rows * len(self.run["probe"]) * 4
-
-    def _require_same_run(self, old: dict[str, Any]) -> None:
-        new, keys = self.run, ("batch_size", "normalize", "engine", "precision")
-        reasons = [f"{key} {old.get(key)} then, {new[key]} now" for key in keys if old.get(key) != new[key]]
-        if (old["images"], old["count"]) != (new["images"], new["count"]):
-            reasons.append(f"other images ({old['count']} then, {new['count']} now)")
-        tolerance = 1e-5 * np.abs(new["probe"]).max()  # a GPU may choose other kernels this time
-        if len(old["probe"]) != len(new["probe"]) or not np.allclose(old["probe"], new["probe"], 0, tolerance):
-            reasons.append("another model or preprocessing")
-        if reasons:
-            raise ValueError(
-                f"an earlier run for {self.output} was interrupted, and differs from this one: {'; '.join(reasons)}. "
-                "Repeat its arguments to continue it, or give resume=False to start anew"
-            )
 
     def add(self, rows: np.ndarray, batch: Batch) -> None:
         with naming(self.partial):
@@ -382,14 +496,18 @@ class _File(_Memory):
         self.file.write(header.getvalue())
         self._checkpoint()
         if _is_parquet(self.output):
-            self._write_parquet(paths, shape)
+            self._write_parquet(paths)
         else:
             self._write_npy(paths)
         os.unlink(self.journal_path)
         return load_features(self.output)
 
-    def _made_by(self) -> dict[str, Any]:
-        return {"probe": self.run["probe"], "normalized": self.run["normalize"]}
+    def _made_by(self) -> Optional[dict[str, Any]]:
+        return (
+            self.run["made_by"]
+            if "made_by" in self.run
+            else {"probe": self.run["probe"], "normalized": self.run["normalize"]}
+        )
 
     def _write_npy(self, paths: list[Name]) -> None:
         """Renames the file; at no moment do the features have the paths of other images beside them."""
@@ -402,26 +520,38 @@ class _File(_Memory):
                 os.unlink(_json_of(self.output))
             os.replace(self.partial, self.output)
 
-    def _write_parquet(self, paths: list[Name], shape: tuple[int, int]) -> None:
-        import pyarrow
-
-        parquet = _pyarrow_parquet()
-        width = shape[1]
-        kind = pyarrow.list_(pyarrow.float32(), width)
-        name = pyarrow.int64() if paths and isinstance(paths[0], int) else pyarrow.string()
-        metadata = {"damaged": json.dumps(self.damaged), "made_by": json.dumps(self._made_by())}
-        schema = pyarrow.schema([("path", name), ("feature", kind)], metadata)
-        features = np.load(self.partial, mmap_mode="r")
-        step = max(1, _CHUNK // (width * 4))
-        with replacing(self.output, ".parquet") as (file, _), parquet.ParquetWriter(file, schema) as writer:
-            for start in range(0, len(paths), step):
-                rows = pyarrow.array(features[start : start + step].reshape(-1))
-                columns = [
-                    pyarrow.array(paths[start : start + step], name),
-                    pyarrow.FixedSizeListArray.from_arrays(rows, width),
-                ]
-                writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+    def _write_parquet(self, paths: list[Name]) -> None:
+        features = _known(np.load(self.partial, mmap_mode="r"), self._made_by())
+        with replacing(self.output, ".parquet") as (file, _):
+            write_table(file, features, paths, self.damaged)
         os.unlink(self.partial)
+
+
+def write_table(
+    file: Any,
+    features: np.ndarray,
+    paths: Sequence[Name],
+    damaged: Sequence[tuple[Name, str]],
+    metadata: Optional[dict[str, str]] = None,
+) -> None:
+    """Writes features [N, E] and the paths of their images as parquet to an open file; pyarrow is installed."""
+    import pyarrow
+
+    parquet, width = _pyarrow_parquet(), features.shape[1]
+    kind = pyarrow.list_(pyarrow.float32(), width)
+    name = pyarrow.int64() if paths and isinstance(paths[0], int) else pyarrow.string()
+    made_by = json.dumps(getattr(features, "made_by", None))
+    metadata = {"damaged": json.dumps(damaged), "made_by": made_by, **(metadata or {})}
+    schema = pyarrow.schema([("path", name), ("feature", kind)], metadata)
+    step = max(1, _CHUNK // (width * 4))
+    with parquet.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(paths), step):
+            rows = pyarrow.array(features[start : start + step].reshape(-1))
+            columns = [
+                pyarrow.array(paths[start : start + step], name),
+                pyarrow.FixedSizeListArray.from_arrays(rows, width),
+            ]
+            writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
 
 
 def search(

@@ -75,7 +75,7 @@ def test_the_extras_are_those_of_pyproject():
     """A message tells to install the packages that the extra installs."""
     text = Path(ROOT, "pyproject.toml").read_text(encoding="utf-8")
     section = text.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
-    listed = dict(re.findall(r"^([\w-]+) = (\[.*?\])", section, re.MULTILINE))
+    listed = dict(re.findall(r"^([\w-]+) = (\[.*\])", section, re.MULTILINE))
     for extra, packages in extras.EXTRAS.items():
         found = {re.split("[<>=]", requirement)[0] for requirement in ast.literal_eval(listed[extra])}
         assert found == {extras._PIP_NAMES.get(package, package) for package in packages}, extra

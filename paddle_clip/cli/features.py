@@ -1,11 +1,17 @@
 """`paddle-clip embed`, `search` and `probe`."""
 
 import argparse
+import contextlib
+import functools
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..defaults import IMAGES_FOUND
 from .shared import (
+    SAMPLES,
+    WORTH_COMPILING,
     add_batch_size,
     add_command,
     add_engine,
@@ -23,6 +29,8 @@ from .shared import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..encoding import Encoder
+    from ..transforms import ImageTransform
     from .shared import Commands
 
 
@@ -35,11 +43,26 @@ def add_embed(commands: "Commands") -> None:
         [
             "photos/ -o photos.npy         # and photos.json with their paths",
             "photos/ -o photos.parquet --on-error skip",
+            "'shards/{00000..00331}.tar' -o photos.npy",
+            "photos/ -o photos.npy --shard 0/8   # to photos-00000-of-00008.npy; `merge` makes one file of all",
+            "shards/ -o features/ --ray          # parts in a folder, on a Ray cluster; needs ray[data]",
         ],
         after_interruption="; run it again as it was to go on from there",
     )
     add_images(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write, .npy or .parquet")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="file to write, .npy or .parquet; with --ray a folder"
+    )
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="embed the part I of N, counted from 0, to a file of its own"
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="embed on the Ray cluster of this address, or on this machine alone; each actor takes --threads CPUs (1)",
+    )
     add_on_error(parser)
     parser.add_argument(
         "--resume",
@@ -58,10 +81,15 @@ def add_embed(commands: "Commands") -> None:
 
 def embed(arguments: argparse.Namespace) -> None:
     """Writes the features of images."""
-    images = image_paths(arguments.images)
+    if arguments.ray is not None:
+        return _embed_on_ray(arguments)
 
     from .. import features
+    from ..images import images_at, shards_at
 
+    images = [
+        image for name in arguments.images for image in (images_at(name) if shards_at(name) else image_paths([name]))
+    ]
     features.require_output(arguments.output)
     model, preprocess = load_encoder(arguments, images)
     found = features.embed(
@@ -74,13 +102,93 @@ def embed(arguments: argparse.Namespace) -> None:
         on_error=arguments.on_error,
         normalize=not arguments.raw,
         resume=arguments.resume,
+        shard=arguments.shard,
     )
+    output = features.shard_name(arguments.output, *arguments.shard) if arguments.shard else arguments.output
+    count, width = found.features.shape
+    if arguments.json:
+        print_json({"output": output, "count": count, "width": width, "damaged": found.damaged})
+    else:
+        damaged = f", {len(found.damaged):,} images skipped" if found.damaged else ""
+        print(f"{output}: {count:,} features of {width} numbers{damaged}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Reads I/N; argparse tells the user where it cannot be read."""
+    shard, shards = map(int, text.split("/"))
+    if not 0 <= shard < shards:
+        raise argparse.ArgumentTypeError(f"{text}: shards are counted from 0/{shards} to {shards - 1}/{shards}")
+    return shard, shards
+
+
+_shard.__name__ = "I/N"  # in argparse's message
+
+
+def _embed_on_ray(arguments: argparse.Namespace) -> None:
+    """Writes the features of images as parts in a folder."""
+    if arguments.shard or not arguments.resume:
+        raise ValueError("--ray makes the parts that are missing in its folder: leave out --shard and --no-resume")
+    if arguments.precision == "int8":
+        raise ValueError("--ray takes int8 from an export: give --model a folder that `paddle-clip export` wrote")
+
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
+
+    from ..bulk import embed_on_ray
+
+    sources = [path for name in arguments.images for path in (image_paths([name]) if name == SAMPLES else [name])]
+    options = {name: value for name, value in vars(arguments).items() if name not in ("parser", "run")}
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what becomes of its workers
+        done = embed_on_ray(
+            functools.partial(_load_in_actor, options),
+            sources[0] if len(sources) == 1 else sources,
+            arguments.output,
+            arguments.ray or None,
+            threads=arguments.threads or 1,
+            gpus=1 if (arguments.device or "").startswith("gpu") else 0,
+            batch_size=arguments.batch_size,
+            on_error=arguments.on_error,
+            normalize=not arguments.raw,
+        )
+    if arguments.json:
+        print_json(done._asdict())
+    else:
+        damaged = f", {done.damaged:,} images skipped" if done.damaged else ""
+        print(f"{done.output}: {done.parts:,} parts, {done.made:,} of them new: {done.images:,} features{damaged}")
+
+
+def _load_in_actor(options: dict[str, Any], threads: int) -> "tuple[Encoder, ImageTransform]":
+    """The model of the options, for more images than compiling takes."""
+    return load_encoder(argparse.Namespace(**{**options, "threads": threads}), [""] * WORTH_COMPILING)
+
+
+def add_merge(commands: "Commands") -> None:
+    """Adds the command `merge`."""
+    parser = add_command(
+        commands,
+        merge,
+        "put files of features together",
+        [
+            "photos-*-of-*.npy -o photos.npy   # what `embed --shard` wrote",
+            "features/ -o photos.npy           # a folder of parts, as `embed --ray` writes it",
+        ],
+        needs_paddle=False,
+    )
+    parser.add_argument("parts", nargs="+", metavar="PART", help="files that `embed` wrote, or one folder of them")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write, .npy or .parquet")
+    add_json(parser)
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    """Puts files of features together."""
+    from .. import features
+
+    parts = arguments.parts
+    found = features.merge(parts[0] if len(parts) == 1 else parts, arguments.output)
     count, width = found.features.shape
     if arguments.json:
         print_json({"output": arguments.output, "count": count, "width": width, "damaged": found.damaged})
     else:
-        damaged = f", {len(found.damaged):,} images skipped" if found.damaged else ""
-        print(f"{arguments.output}: {count:,} features of {width} numbers{damaged}")
+        print(f"{arguments.output}: {count:,} features of {width} numbers")
 
 
 def add_search(commands: "Commands") -> None:

@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         zero_shot.add_classify,
         zero_shot.add_similarity,
         features.add_embed,
+        features.add_merge,
         features.add_search,
         zero_shot.add_evaluate,
         features.add_probe,
