@@ -18,7 +18,8 @@ from paddle.static import InputSpec
 from . import translation
 from .checkpoints.files import StrPath, crc32_of_file, expanded
 from .checks import unwrapped
-from .engines import EXPORT_DTYPES, FORMAT, TOWERS, VERSION, Predictor, as_batch, is_export, require_engine
+from .engines import Predictor, as_batch, require_engine
+from .exported import EXPORT_DTYPES, FORMAT, TOWERS, VERSION, is_export, program_suffix, read_program
 from .extras import has, require
 from .model import CLIP
 
@@ -66,8 +67,8 @@ def export(
             extra `int8`; implies `openvino`.
 
     Raises:
-        ValueError: if the model is in another dtype, it or the Paddle another than `onnx` and `openvino` take, or
-            `calibration` of another shape.
+        ValueError: if the model is in another dtype, it or the Paddle another than `onnx` and `openvino` take,
+            `calibration` of another shape, or a layer put into the model uses operators that exports may not use.
         FileExistsError: if the folder holds anything else.
         ImportError: if what an extra brings is not installed.
         RuntimeError: if the translation or the quantisation fails.
@@ -198,6 +199,7 @@ def _write_programs(model: CLIP, directory: str) -> None:
                 warnings.filterwarnings("ignore", module=r"paddle\.")  # of what Paddle's own code calls in Paddle
                 static = paddle.jit.to_static(layer, input_spec=[specs[tower]], full_graph=True)
                 paddle.jit.save(static, os.path.join(directory, tower))
+            read_program(os.path.join(directory, tower + program_suffix(paddle.__version__)))  # which refuses some
     finally:
         if training:
             model.train()

@@ -1,49 +1,36 @@
 """What runs an exported model: `Predictor`, by Paddle Inference, or by the extra OpenVINO, which takes no Paddle."""
 
-import json
+import contextlib
 import math
 import mmap
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Optional, Protocol, Union
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional, Protocol, Union
 
 import numpy as np
 
 from .arrays import as_array, as_tensor, is_tensor
-from .checkpoints.files import StrPath, crc32_of_file, expanded, release_pages
+from .checkpoints.files import StrPath, expanded, release_pages
 from .checkpoints.settings import preprocessing_of
 from .checks import as_numbers, require_images, require_tokens
-from .config import TEXT_TOWERS
 from .encoding import device_name, require_dtype, unit
 from .errors import CheckpointError
+from .exported import TOWERS, Program, program_suffix, read_description, read_program, require_described
 from .extras import has, require
 from .threads import available_cores
 from .tokenizer import token_ids
 from .transforms import image_transform
 
-FORMAT = "paddle_clip export"
-VERSION = 1
-TOWERS = ("image", "text")
-EXPORT_DTYPES = ("float32", "float16", "bfloat16")
 ENGINES = ("paddle", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")
-_PROGRAM_SUFFIXES = (".json", ".pdmodel")  # Paddle 3's, Paddle 2's
-
-
-class _Shapes(NamedTuple):
-    """What a program takes, gives and holds; -1 stands for a free size."""
-
-    input: list[int]
-    output: list[int]
-    weights: list[list[int]]
 
 
 class _Runner(Protocol):
     """An encoder, array to array."""
 
-    shapes: _Shapes
+    program: Program
 
     def __call__(self, array: np.ndarray) -> np.ndarray: ...
 
@@ -60,13 +47,14 @@ class PaddleInference:
     """
 
     def __init__(self, directory: str, tower: str, device: str, threads: int, rows: int):
+        import paddle
         from paddle import inference
 
         path = os.path.join(directory, tower)
-        program = next(path + suffix for suffix in _PROGRAM_SUFFIXES if os.path.exists(path + suffix))
+        program = path + program_suffix(paddle.__version__)  # and no other, which config.json does not list
         config = inference.Config(program, path + ".pdiparams")
         paddle_3 = program.endswith(".json")
-        self.shapes = _shapes_of_json(program) if paddle_3 else _shapes_of_pdmodel(program)
+        self.program = read_program(program)
         if paddle_3:
             config.enable_new_ir()
             config.enable_new_executor()
@@ -86,7 +74,8 @@ class PaddleInference:
                 config.disable_mkldnn()  # which in Paddle 2 fails where the batch size is free
         config.enable_memory_optim()
         config.disable_glog_info()
-        self._predictor = inference.create_predictor(config)
+        with _loading(program):
+            self._predictor = inference.create_predictor(config)
         self._rows = rows if tower == "image" and device == "cpu" else None
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
@@ -110,31 +99,14 @@ class PaddleInference:
         return self._predictor.get_output_handle(self._predictor.get_output_names()[0]).copy_to_cpu()
 
 
-def _shapes_of_json(path: str) -> _Shapes:
-    """The shapes in a program of Paddle 3."""
-    with open(path, encoding="utf-8") as file:
-        operations = json.load(file)["program"]["regions"][0]["blocks"][0]["ops"]
-    found: dict[str, list[list[int]]] = {}
-    for operation in operations:
-        outputs = operation["O"] if isinstance(operation["O"], list) else [operation["O"]]
-        if operation["#"] in ("p", "1.data", "1.fetch"):  # a parameter, the input, the output
-            found.setdefault(operation["#"], []).append(outputs[0]["TT"]["D"][1])
-    return _Shapes(found["1.data"][0], found["1.fetch"][0], found["p"])
-
-
-def _shapes_of_pdmodel(path: str) -> _Shapes:
-    """The shapes in a program of Paddle 2."""
-    from paddle.base import core
-
-    with open(path, "rb") as file:
-        program = core.ProgramDesc(file.read())  # which the block does not keep
-    block = program.block(0)
-    kept = ("feed", "fetch")  # which have no shape
-    shapes = {tensor.name(): list(tensor.shape()) for tensor in block.all_vars() if tensor.name() not in kept}
-    weights = [shapes[tensor.name()] for tensor in block.all_vars() if tensor.persistable() and tensor.name() in shapes]
-    operations = {operation.type(): operation for operation in map(block.op, range(block.op_size()))}
-    taken, given = operations["feed"].output_arg_names()[0], operations["fetch"].input_arg_names()[0]
-    return _Shapes(shapes[taken], shapes[given], weights)
+@contextlib.contextmanager
+def _loading(path: str) -> Iterator[None]:
+    """Raises our error in place of those of an engine that cannot load a program."""
+    try:
+        yield
+    except (IndexError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().rpartition("\n")[2]  # the lines above are the engine's own calls
+        raise CheckpointError(f"{path} cannot be loaded: {reason:.300}; export the model again") from error
 
 
 class OpenVINO:
@@ -161,7 +133,7 @@ class OpenVINO:
             "INFERENCE_PRECISION_HINT": hint,
         }
         path = os.path.join(directory, file)
-        with open(os.path.splitext(path)[0] + ".bin", "rb") as weights:
+        with open(os.path.splitext(path)[0] + ".bin", "rb") as weights, _loading(path):
             # Writable, as a Tensor's memory has to be; nothing is written.
             self._mapped = mmap.mmap(weights.fileno(), 0, access=mmap.ACCESS_COPY)
         self._weights = np.frombuffer(self._mapped, np.uint8)  # what the program reads, as long as it runs
@@ -171,15 +143,15 @@ class OpenVINO:
                 "this processor computes no bfloat16 products, which AMD's have since Zen 4 and Intel's since Cooper "
                 "Lake: use precision='float32'"
             )
-        with open(path, "rb") as program:
+        with open(path, "rb") as program, _loading(path):
             model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))
-        taken, given = (
-            [-1 if size.is_dynamic else size.get_length() for size in port.partial_shape]
-            for port in (model.input(0), model.output(0))
-        )
-        constants = (node.shape for node in model.get_ops() if node.get_type_name() == "Constant")
-        self.shapes = _Shapes(taken, given, [list(shape) for shape in constants])
-        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+            taken, given = (
+                [-1 if size.is_dynamic else size.get_length() for size in port.partial_shape]
+                for port in (model.input(), model.output())  # there is one of each
+            )
+            constants = (node.shape for node in model.get_ops() if node.get_type_name() == "Constant")
+            self.program = Program(taken, given, [list(shape) for shape in constants])
+            self._request = core.compile_model(model, "CPU", settings).create_infer_request()
         self._shapes: set[tuple[int, ...]] = set()
         release_pages(self._mapped)  # what is needed still is read from the file again
 
@@ -198,6 +170,9 @@ class Predictor:
     `classify`, `embed` and all else that encodes takes it as it takes a `CLIP`. Inputs are numpy arrays or Tensors, and
     outputs are of the same kind, in float32. With OpenVINO Paddle is not imported. Calls from several threads wait for
     each other.
+
+    An export is programs, which run with the rights of this process: load only those you trust. Checksums find
+    accidents and not intent.
 
     Args:
         directory: what `export` wrote.
@@ -236,7 +211,7 @@ class Predictor:
     ):
         directory = expanded(directory)
         require_engine(engine, precision, device, threads)
-        description = _description(directory)
+        description = read_description(directory)
         self._made_by = (os.path.abspath(directory), threads, device, engine, precision)
         self.dtype = description["dtype"]
         self.engine = _choose_engine(engine, precision, device, directory, description["crc32"])
@@ -260,10 +235,10 @@ class Predictor:
             self._images_at_once = self._tokens_at_once = 1 << 62
         self._lock = threading.Lock()
         if self.engine == "paddle":
-            _require_same_paddle(directory, description["paddle"])
+            _require_same_paddle(directory, description)
         self._towers = self._load(directory)
         for tower, runner in self._towers.items():
-            self._require_described(directory, tower, runner.shapes)
+            require_described(directory, tower, runner.program, description)
 
     def __repr__(self) -> str:
         return (
@@ -303,24 +278,6 @@ class Predictor:
             tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once)
             for tower in TOWERS
         }
-
-    def _require_described(self, directory: str, tower: str, shapes: _Shapes) -> None:
-        """Raises CheckpointError if a program takes or gives something else than config.json says."""
-        size, length, wrong = self.image_resolution, self._positions, []
-        if shapes.output[-1] != self.embed_dim:
-            wrong.append(f"embed_dim {self.embed_dim}, and the program gives {shapes.output[-1]}")
-        if tower == "image" and shapes.input[1:] != [3, size, size]:
-            wrong.append(f"image_resolution {size}, and the program takes {shapes.input[1:]}")
-        if tower == "text" and not any(len(shape) == 2 and shape[0] == length for shape in shapes.weights):
-            name = "context_length" if length == self.context_length else "text_positions"
-            wrong.append(f"{name} {length}, and the program has no embedding of so many positions")
-        if self.context_length > length:
-            wrong.append(f"context_length {self.context_length}, which is more than text_positions {length}")
-        if wrong:
-            raise CheckpointError(
-                f"{os.path.join(directory, 'config.json')} does not fit the {tower} program: it says "
-                f"{'; '.join(wrong)}. Copy the whole folder again, or export the model again"
-            )
 
     def tokenize(self, texts: Union[str, Sequence[str]], truncate: bool = False) -> Any:
         """The padded token ids of texts, see `CLIP.tokenize`: a Tensor, or an array where Paddle is not installed."""
@@ -389,73 +346,7 @@ class Predictor:
         return _like(image, logits_per_image), _like(image, np.ascontiguousarray(logits_per_image.T))
 
 
-# ------------------------------------------------------------------------------------------------------ the folder
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_list_of_files(value: Any) -> bool:
-    if not isinstance(value, dict) or any(os.path.basename(name) != name for name in value):
-        return False
-    programs = (any(f"{tower}{suffix}" in value for suffix in _PROGRAM_SUFFIXES) for tower in TOWERS)
-    return all(programs) and all(f"{tower}.pdiparams" in value for tower in TOWERS)
-
-
-# What is read of config.json, and whether a value can be of use.
-_SOUND: dict[str, Callable[[Any], bool]] = {
-    "paddle": lambda value: isinstance(value, str),
-    "dtype": lambda value: value in EXPORT_DTYPES,
-    "logit_scale": lambda value: isinstance(value, float) and math.isfinite(value),
-    "image_resolution": _is_positive,
-    "context_length": _is_positive,
-    "embed_dim": _is_positive,
-    "vocab_size": lambda value: value is None or _is_positive(value),
-    "images_at_once": _is_positive,
-    "tokens_at_once": _is_positive,
-    "text_tower": lambda value: value is None or value in TEXT_TOWERS,
-    "text_positions": lambda value: value is None or _is_positive(value),
-    "eos_token_id": lambda value: value is None or (type(value) is int and value >= 0),
-    "crc32": _is_list_of_files,
-}
-
-
-def _description(directory: str) -> dict[str, Any]:
-    """The checked content of an export's config.json."""
-    if not os.path.isdir(directory):
-        raise FileNotFoundError(f"no folder {directory}: paddle_clip.export(model, directory) makes one")
-    if not is_export(directory):
-        raise CheckpointError(f"{directory} is not what paddle_clip.export writes: its config.json says nothing of it")
-    with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
-        description = json.load(file)
-    if description.get("version") != VERSION:
-        raise CheckpointError(
-            f"{directory} has version {description.get('version')} of the format and this package reads {VERSION}: "
-            "export the model again"
-        )
-    wrong = sorted(name for name, is_sound in _SOUND.items() if not is_sound(description.get(name)))
-    if wrong:
-        raise CheckpointError(
-            f"{os.path.join(directory, 'config.json')} is damaged: it lacks, or has no sound value for, "
-            f"{', '.join(wrong)}; copy the whole folder again, or export the model again"
-        )
-    for name, expected in description["crc32"].items():
-        path = os.path.join(directory, name)
-        if not os.path.isfile(path):
-            raise CheckpointError(f"{directory} lacks {name}: copy the whole folder again, or export the model again")
-        if crc32_of_file(path) != expected:
-            raise CheckpointError(f"{path} is damaged: copy the whole folder again, or export the model again")
-    return description
-
-
-def is_export(directory: str) -> bool:
-    """Whether a folder is what `export` writes, as far as its config.json says."""
-    try:
-        with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
-            return json.load(file)["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+# ------------------------------------------------------------------------------------------------------------- checks
 
 
 def _checked_device(device: str, dtype: str) -> str:
@@ -473,14 +364,19 @@ def _current_device() -> str:
     return paddle.get_device()
 
 
-def _require_same_paddle(directory: str, exported_by: str) -> None:
+def _require_same_paddle(directory: str, description: dict[str, Any]) -> None:
+    """Raises CheckpointError unless this Paddle's programs are there, and listed with their checksums."""
     import paddle
 
+    exported_by, files = description["paddle"], description["crc32"]
     if exported_by.split(".")[0] != paddle.__version__.split(".")[0]:
         raise CheckpointError(
-            f"{directory} was exported by Paddle {exported_by} and this is {paddle.__version__}, which does "
+            f"{directory} was exported by Paddle {exported_by:.40} and this is {paddle.__version__}, which does "
             "not read its programs: export the model again"
         )
+    lacking = [name for tower in TOWERS if (name := tower + program_suffix(paddle.__version__)) not in files]
+    if lacking:
+        raise CheckpointError(f"{directory} lacks {' and '.join(lacking)} in its config.json: export the model again")
 
 
 def require_engine(engine: Optional[str], precision: str, device: Optional[str], threads: Optional[int]) -> None:
@@ -501,9 +397,9 @@ def _choose_engine(
     engine: Optional[str], precision: str, device: Optional[str], directory: str, files: dict[str, int]
 ) -> str:
     """The engine asked for, or by default the one for this machine and these files of an export."""
-    if precision == "int8" and "image.int8.xml" not in files:
+    if precision == "int8" and not {"image.int8.xml", "image.int8.bin"} <= set(files):
         raise FileNotFoundError(f"{directory} holds no int8 encoder: export the model again with calibration=images")
-    has_files = all(f"{tower}.xml" in files for tower in TOWERS)
+    has_files = all(f"{tower}{suffix}" in files for tower in TOWERS for suffix in (".xml", ".bin"))
     if (engine == "openvino" or precision != "float32") and not has_files:
         raise FileNotFoundError(f"{directory} holds no files for OpenVINO: export the model again with openvino=True")
     if engine or precision != "float32":

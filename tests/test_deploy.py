@@ -1,6 +1,8 @@
 import importlib.util
 import json
 import os
+import random
+import re
 import shutil
 
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 
 import paddle_clip
 from paddle_clip import CheckpointError, deploy, engines, translation
+from paddle_clip import exported as exported_folder
+from paddle_clip.checkpoints.files import crc32_of_file
 from paddle_clip.encoding import unit
+from paddle_clip.errors import LONGEST
 from paddle_clip.presets import build
 from variants import VARIANTS
 
@@ -208,6 +213,118 @@ def test_other_versions(folder, change, message):
         paddle_clip.Predictor(folder, engine="paddle")
 
 
+def rewrite(folder, name, content):
+    """Changes a file of an export on purpose: config.json has its checksum."""
+    (folder / name).write_bytes(content)
+    path = folder / "config.json"
+    description = json.loads(path.read_text())
+    description["crc32"][name] = crc32_of_file(folder / name)
+    path.write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r'"images_at_once": \d+', '"images_at_once": 1000000000'),
+        (r'"images_at_once": \d+', '"images_at_once": 1' + "0" * 4000),
+        (r'"images_at_once": \d+', '"images_at_once": 1' + "0" * 5000),
+        (r'"logit_scale": [^,]+', '"logit_scale": NaN'),
+        (r'"logit_scale": [^,]+', '"logit_scale": 1e300'),
+        (r'"context_length": \d+', '"context_length": 2147483647'),
+        (r'"embed_dim": \d+', '"embed_dim": 1e3'),
+        (r'"version": 1', '"version": "' + "1" * 100_000 + '"'),
+        (r'"version": 1', '"version": ' + "[" * 100_000),
+        (r'"mean": \[', '"mean": [Infinity,'),
+        (r'"image.pdiparams": \d+', '"image.pdiparams": []'),
+    ],
+)
+def test_hostile_numbers(folder, old, new):
+    path = folder / "config.json"
+    changed, times = re.subn(old, new, path.read_text(), count=1)
+    assert times == 1
+    path.write_text(changed)
+    with pytest.raises(CheckpointError) as error:
+        paddle_clip.Predictor(folder, engine="paddle")
+    assert len(str(error.value)) <= LONGEST
+
+
+@pytest.mark.parametrize("name", ["config.json", "image.pdiparams"])
+def test_pipes_in_place_of_files(folder, name):
+    """Nobody writes into them: reading one would wait for ever."""
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match=r"is not what|lacks"):
+        paddle_clip.Predictor(folder, engine="paddle")
+
+
+def test_a_program_that_is_not_listed_is_not_run(folder):
+    ours, other = (".json", ".pdmodel") if deploy.PADDLE_3 else (".pdmodel", ".json")
+    (folder / f"image{other}").write_bytes(b"anything")
+    paddle_clip.Predictor(folder, engine="paddle")
+    path = folder / "config.json"
+    description = json.loads(path.read_text())
+    del description["crc32"][f"image{ours}"]
+    description["crc32"][f"image{other}"] = crc32_of_file(folder / f"image{other}")
+    path.write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match=f"lacks image{ours} in its config.json"):
+        paddle_clip.Predictor(folder, engine="paddle")
+
+
+def program_with(path, operator):
+    """A program whose last operator but one is another."""
+    if deploy.PADDLE_3:
+        program = json.loads(path.read_text())
+        program["program"]["regions"][0]["blocks"][0]["ops"][-2]["#"] = f"1.{operator}"
+        return json.dumps(program).encode()
+    program = paddle.base.core.ProgramDesc(path.read_bytes())
+    program.block(0).op(program.block(0).op_size() - 2).set_type(operator)
+    return program.serialize_to_string()
+
+
+@pytest.mark.parametrize("operator", ["save_combine", "py_func", "print", "while"])
+def test_operators_that_do_more_than_compute(folder, operator):
+    name = f"text{exported_folder.program_suffix(paddle.__version__)}"
+    rewrite(folder, name, program_with(folder / name, operator))
+    with pytest.raises(CheckpointError, match=f"{name} uses operators that exports may not use: .*{operator}"):
+        paddle_clip.Predictor(folder, engine="paddle")
+
+
+def test_a_layer_that_does_more_than_compute_is_not_exported(tmp_path):
+    model = build(VARIANTS["vit"])
+    model.eval()
+    model.ln_final.register_forward_post_hook(lambda layer, given, features: paddle.static.Print(features))
+    with pytest.raises(CheckpointError, match=r"operators that exports may not use: .*print"):
+        paddle_clip.export(model, tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+@needs_extras
+def test_mutants_of_programs_are_read_or_refused(folder):
+    """What a program says is checked before an engine is given it."""
+    content, source = (folder / "text.json").read_text(), random.Random(0)
+    accepted = 0
+    for _ in range(300):
+        place = source.randrange(len(content))
+        new = source.choice(
+            ["", "null", "[", "]", "{", "}", "-1", "9" * 5000, '"', ",", "1e999", "[" * 5000, "\\ud800"]
+        )
+        (folder / "text.json").write_text(content[:place] + new + content[place + source.choice([0, 1, 5]) :])
+        try:
+            exported_folder.read_program(str(folder / "text.json"))
+            accepted += 1
+        except CheckpointError as error:
+            assert len(str(error)) <= LONGEST
+    assert 0 < accepted < 150
+
+
+@needs_extras
+@pytest.mark.parametrize(("name", "content"), [("image.bin", b""), ("image.bin", b"1234"), ("image.xml", b"<net/>")])
+def test_openvino_refuses(folder, name, content):
+    rewrite(folder, name, content)
+    with pytest.raises(CheckpointError, match=r"image\.xml cannot be loaded"):
+        paddle_clip.Predictor(folder, engine="openvino")
+
+
 @needs_extras
 def test_onnx_files_run_elsewhere(exported):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -325,7 +442,7 @@ def test_int8_that_is_not_there(exported, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="holds no int8 encoder: export the model again with calibration"):
         paddle_clip.Predictor(directory, precision="int8")
     with pytest.raises(FileNotFoundError, match="holds no files for OpenVINO"):  # the text encoder has no files
-        engines._choose_engine(None, "int8", "cpu", directory, ["image.int8.xml"])
+        engines._choose_engine(None, "int8", "cpu", directory, ["image.int8.xml", "image.int8.bin"])
     if EXTRAS:
         with pytest.raises(ValueError, match=r"images are \[2, 3, 8, 8\]; this model takes"):
             paddle_clip.compile(model, calibration=np.zeros((2, 3, 8, 8)))

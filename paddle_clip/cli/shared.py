@@ -219,7 +219,8 @@ def load_encoder(arguments: argparse.Namespace, images: Sequence[str]) -> "tuple
         images: paths of the images that will be encoded: they tell whether compiling is worth its time, and int8 is
             quantised by them.
     """
-    from ..engines import Predictor, is_export
+    from ..engines import Predictor
+    from ..exported import is_export
 
     if is_export(arguments.model):
         if arguments.engine == "eager":
