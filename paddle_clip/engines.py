@@ -15,6 +15,7 @@ from .arrays import as_array, as_tensor, is_tensor
 from .checkpoints.files import StrPath, expanded, release_pages
 from .checkpoints.settings import preprocessing_of
 from .checks import as_numbers, require_images, require_tokens
+from .config import TEXT_TOWERS
 from .encoding import device_name, require_dtype, unit
 from .errors import CheckpointError
 from .exported import TOWERS, Program, program_suffix, read_description, read_program, require_described

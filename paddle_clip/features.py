@@ -14,24 +14,36 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 from PIL import Image
 
-from .checkpoints.files import StrPath, expanded, lock, naming, replacing, require_place
+from .checkpoints.files import (
+    StrPath,
+    crc32,
+    expanded,
+    lock,
+    naming,
+    open_hidden,
+    open_regular,
+    reading,
+    replacing,
+    require_place,
+)
 from .defaults import BATCH_SIZE, IMAGES_FOUND
 from .encoding import Encoder, encode_images, inference, progress_bar, unit
-from .errors import listed
+from .errors import CheckpointError, listed
 from .extras import require
 from .images import Batch, Name, Part, array_maker, as_images, batches, warn_of_damage
 from .zeroshot import text_features
 
 _CHECKPOINT_SECONDS = 1.0  # seconds of work a killed process loses at most, beside its last batch
 _NPY_HEADER = 128  # bytes; numpy pads to a multiple of 64, and no two-dimensional header needs more than this
-_CHUNK = 1 << 26  # bytes of features searched or rewritten at once
+_CHUNK = 1 << 26  # bytes of features searched, rewritten or checked at once
+_EXPECTED = "a file of features: expected what `embed` writes"
 # Cosine of two features of one picture. Engines and precisions of one model reach it, and so does a model that was
 # trained a little further; unrelated models are far below.
 _SAME_MODEL = 0.9
@@ -289,30 +301,63 @@ def load_features(path: StrPath) -> Features:
         The features as `embed` returned them.
 
     Raises:
-        ValueError: if the file is not one of `embed`'s.
+        CheckpointError: if the file is not one of `embed`'s.
         OSError: if it or its `.json` cannot be read.
     """
     path = expanded(path)
-    if _is_parquet(path):
-        parquet = _pyarrow_parquet()
-        with _refused_as_no_features(path):
-            table = parquet.read_table(path)
-            column = table.column("feature").combine_chunks()
-            features = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
-            metadata = table.schema.metadata
-            paths, damaged = table.column("path").to_pylist(), json.loads(metadata[b"damaged"])
-            made_by = json.loads(metadata.get(b"made_by", b"null"))
-    else:
-        with _refused_as_no_features(path):
-            features = np.load(path, mmap_mode="r", allow_pickle=False)
-            dimensions = features.ndim
-        beside = _json_of(path)
-        with open(beside, encoding="utf-8") as file, _refused_as_no_features(beside):
-            content = json.load(file)
-            paths, damaged, made_by = list(content["paths"]), list(content["damaged"]), content.get("made_by")
-        if dimensions != 2 or len(features) != len(paths):
-            raise ValueError(f"{path} has the shape {list(features.shape)}, and {len(paths)} paths are beside it")
-    return Features(_known(features, made_by), paths, [tuple(pair) for pair in damaged])
+    features, paths, damaged, made_by = _read_parquet(path) if _is_parquet(path) else _read_npy(path)
+    if features.ndim != 2 or len(features) != len(paths):
+        raise CheckpointError(f"{path} has the shape {list(features.shape)}, and {len(paths)} paths are beside it")
+    if features.dtype.kind != "f":
+        raise CheckpointError(f"{path} is not {_EXPECTED}")
+    return Features(_known(features, made_by), paths, damaged)
+
+
+# Features, names, damaged images, and what tells the model that made them.
+_Read = tuple[np.ndarray, list[Name], list[tuple[Name, str]], Any]
+
+
+def _read_npy(path: str) -> _Read:
+    beside = _json_of(path)
+    with open_regular(path), reading(path, _EXPECTED):
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(features, np.ndarray):
+            raise TypeError("it holds several arrays")
+    with open_regular(beside) as file, reading(beside, _EXPECTED):
+        content = json.load(file)
+        names, damaged = _as_names(content["paths"]), _as_damaged(content["damaged"])
+        return features, names, damaged, _as_origin(content.get("made_by"))
+
+
+def _read_parquet(path: str) -> _Read:
+    parquet = _pyarrow_parquet()
+    with open_regular(path) as file, reading(path, _EXPECTED):
+        table = parquet.read_table(file)
+        column = table.column("feature").combine_chunks()
+        features = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+        metadata = table.schema.metadata
+        damaged, made_by = _as_damaged(json.loads(metadata[b"damaged"])), json.loads(metadata.get(b"made_by", b"null"))
+        return features, _as_names(table.column("path").to_pylist()), damaged, _as_origin(made_by)
+
+
+def _as_names(value: Any) -> list[Name]:
+    if not isinstance(value, list) or any(type(name) not in (str, int) for name in value):
+        raise TypeError("its paths are no list of names")
+    return value
+
+
+def _as_origin(value: Any) -> Optional[dict[str, Any]]:
+    if value is not None and not all(type(number) is float for number in value["probe"]):
+        raise TypeError("its probe is no list of numbers")
+    return None if value is None else {"probe": value["probe"], "normalized": bool(value["normalized"])}
+
+
+def _as_damaged(value: Any) -> list[tuple[Name, str]]:
+    pairs = [(name, reason) for name, reason in value]
+    _as_names([name for name, _ in pairs])
+    if any(type(reason) is not str for _, reason in pairs):
+        raise TypeError("a reason is no text")
+    return pairs
 
 
 def _pyarrow_parquet() -> ModuleType:
@@ -320,15 +365,6 @@ def _pyarrow_parquet() -> ModuleType:
     from pyarrow import parquet
 
     return parquet
-
-
-@contextlib.contextmanager
-def _refused_as_no_features(path: str) -> Iterator[None]:
-    """Raises our error in place of numpy's, pyarrow's and json's: numpy calls other files pickles."""
-    try:
-        yield
-    except (AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of features: expected what `embed` writes") from error
 
 
 def _rows(model: Encoder, pixels: np.ndarray, normalize: bool = True) -> np.ndarray:
@@ -404,7 +440,8 @@ class _File(_Memory):
     """Features appended to a `.npy` file under a hidden name, and a journal of the rows that are safely there.
 
     The first line of the journal describes the run; each other line is a checkpoint: images done, rows written, images
-    damaged since the last. A checkpoint is noted once its rows are on the disk; resuming cuts off rows beyond the last.
+    damaged since the last, CRC-32 of all rows. A checkpoint is noted once its rows are on the disk; resuming cuts off
+    rows beyond the last. What is damaged, or does not add up, is done again.
     """
 
     def __init__(self, output: str, run: dict[str, Any], resume: bool):
@@ -413,16 +450,15 @@ class _File(_Memory):
         self.output, self.run, self.resume = output, run, resume
         self.partial = os.path.join(folder, f".{name}.partial")
         self.journal_path = os.path.join(folder, f".{name}.journal")
-        self.done = self.before = self.rows = self.rows_noted = 0
+        self.done = self.before = self.rows = self.rows_noted = self.crc = 0
         self.damaged: list[tuple[Name, str]] = []
         self.unnoted: list[tuple[Name, str]] = []
 
     def __enter__(self) -> "_File":
-        self.journal = open(self.journal_path, "a+b")
+        self.journal = open_hidden(self.journal_path)
         try:
             lock(self.journal, self.output, self.journal_path)
-            open(self.partial, "ab").close()  # creates it if it is missing
-            self.file = open(self.partial, "r+b")
+            self.file = open_hidden(self.partial)
             try:
                 self._continue()
             except BaseException:
@@ -450,25 +486,39 @@ class _File(_Memory):
         """Continues at the last checkpoint and cuts off the rows beyond it, or starts anew."""
         self.journal.seek(0)
         lines = self.journal.read().split(b"\n")[:-1]  # text after the last newline is half a line
-        notes = [json.loads(line) for line in lines]
-        if self.resume and len(notes) > 1 and os.path.getsize(self.partial) >= self._size(notes[-1]["rows"]):
+        notes = _notes(lines) if self.resume else []
+        if len(notes) > 1 and os.path.getsize(self.partial) >= self._size(notes[-1]["rows"]):
             require_same_run(notes[0], self.run, self.output, "give resume=False to start anew")
+        if len(notes) > 1 and self._has_rows(notes[-1]):
             self.done = self.before = notes[-1]["done"]
             self.rows = self.rows_noted = notes[-1]["rows"]
-            self.damaged = [tuple(pair) for note in notes[1:] for pair in note["damaged"]]
+            self.crc = notes[-1]["crc32"]
+            self.damaged = [(name, reason) for note in notes[1:] for name, reason in note["damaged"]]
             self.journal.truncate(sum(len(line) + 1 for line in lines))
+            self.journal.seek(0, os.SEEK_END)
         else:
-            self.journal.truncate(0)
+            self.journal.seek(0)
+            self.journal.truncate()
             self._note(self.run)
         self.file.truncate(self._size(self.rows))
         self.file.seek(0, os.SEEK_END)
+
+    def _has_rows(self, note: dict[str, Any]) -> bool:
+        """Whether the rows of a checkpoint are in the file, unchanged."""
+        found, left = 0, note["rows"] * len(self.run["probe"]) * 4
+        self.file.seek(_NPY_HEADER)
+        while left and (block := self.file.read(min(left, _CHUNK))):
+            found, left = crc32(block, found), left - len(block)
+        return not left and found == note["crc32"]
 
     def _size(self, rows: int) -> int:
         return _NPY_HEADER + rows * len(self.run["probe"]) * 4
 
     def add(self, rows: np.ndarray, batch: Batch) -> None:
+        content = np.ascontiguousarray(rows, np.float32).reshape(-1).view(np.uint8).data
         with naming(self.partial):
-            self.file.write(np.ascontiguousarray(rows, np.float32).reshape(-1).view(np.uint8).data)
+            self.file.write(content)
+        self.crc = crc32(content, self.crc)
         self._count(rows, batch)
         self.unnoted += batch.damaged
         if time.monotonic() - self.noted_at > _CHECKPOINT_SECONDS:
@@ -478,7 +528,7 @@ class _File(_Memory):
         with naming(self.partial):
             self.file.flush()
             os.fsync(self.file.fileno())
-        self._note({"done": self.done, "rows": self.rows, "damaged": self.unnoted})
+        self._note({"done": self.done, "rows": self.rows, "damaged": self.unnoted, "crc32": self.crc})
         self.unnoted, self.rows_noted, self.noted_at = [], self.rows, time.monotonic()
 
     def _note(self, line: dict[str, Any]) -> None:
@@ -488,6 +538,8 @@ class _File(_Memory):
             os.fsync(self.journal.fileno())
 
     def finish(self, paths: list[Name]) -> Features:
+        if len(paths) != self.rows:  # the journal called other images damaged
+            raise CheckpointError(f"{self.journal_path} is of other images: give resume=False to start anew")
         header = io.BytesIO()
         shape = (self.rows, len(self.run["probe"]))
         description = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -552,6 +604,25 @@ def write_table(
                 pyarrow.FixedSizeListArray.from_arrays(rows, width),
             ]
             writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+
+
+def _notes(lines: list[bytes]) -> list[dict[str, Any]]:
+    """The lines of a journal, or none if they do not add up."""
+    try:
+        run, *checkpoints = (json.loads(line) for line in lines)
+        counts = [run["count"], run["batch_size"], *(note[key] for note in checkpoints for key in ("done", "rows"))]
+        sound = isinstance(run["images"], str) and all(type(number) is float for number in run["probe"])
+        sound = sound and all(type(count) is int and count >= 0 for count in counts)
+        done = rows = damaged = 0
+        for note in checkpoints:
+            damaged += len(_as_damaged(note["damaged"]))
+            sound = sound and done <= note["done"] <= run["count"] and rows <= note["rows"]
+            sound = sound and note["rows"] + damaged == note["done"]
+            sound = sound and (note["done"] % run["batch_size"] == 0 or note["done"] == run["count"])
+            done, rows = note["done"], note["rows"]
+        return [run, *checkpoints] if sound else []
+    except (LookupError, RecursionError, TypeError, ValueError, ZeroDivisionError):
+        return []
 
 
 def search(

@@ -1,5 +1,6 @@
 """Linear probe: logistic regression on image features (paper, section 3.2)."""
 
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -7,8 +8,11 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from .checkpoints.files import StrPath, expanded, replacing
+from .checkpoints.files import StrPath, expanded, open_regular, reading, replacing
+from .errors import CheckpointError
 from .extras import require
+
+_MOST_EXPANSION = 8  # bytes of arrays for each byte of a probe's file; those that `save` writes have one
 
 
 class LinearProbe:
@@ -56,14 +60,24 @@ class LinearProbe:
         """Reads a probe that `save` wrote; nothing in the file is run.
 
         Raises:
-            ValueError: if the file is not a probe.
+            CheckpointError: if the file is not a probe.
             OSError: if the file cannot be read.
         """
-        try:
-            with np.load(expanded(path), allow_pickle=False) as arrays:
-                return cls(arrays["weight"], arrays["bias"], arrays["classes"], float(arrays["C"]))
-        except (AttributeError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a linear probe: {error}") from error
+        path = expanded(path)
+        with open_regular(path) as file, reading(path, "a linear probe: expected what `LinearProbe.save` writes"):
+            with zipfile.ZipFile(file) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > _MOST_EXPANSION * os.fstat(file.fileno()).st_size:
+                raise CheckpointError(f"{path} is not a linear probe: its arrays are said to have {size:,} bytes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                probe = cls(arrays["weight"], arrays["bias"], arrays["classes"], float(arrays["C"]))
+            shapes = [array.shape for array in (probe.weight, probe.bias, probe.classes)]
+            kinds = "".join(array.dtype.kind for array in (probe.weight, probe.bias, probe.classes))
+            width, count = probe.weight.shape
+            if shapes[1:] != [(count,), (count,)] or kinds not in ("ffi", "ffu", "ffU") or not width * count:
+                raise ValueError(f"its arrays have the shapes {shapes} and the dtypes {kinds}")
+            return probe
 
 
 def linear_probe(

@@ -1,12 +1,14 @@
 """PIL image -> model input: OpenAI's preprocessing, to the bit."""
 
+import contextlib
 import io
 import math
 import os
 import struct
+import threading
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from .arrays import as_array, as_tensor
 from .config import INTERPOLATIONS, MEAN, RESIZE_MODES, STD
 from .shards import Picture
 
+# PIL's names of the formats that are read; HEIF is that of plug-ins, AVIF of newer PIL.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF", "HEIF")
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Pixels of the resized picture up to which it is resized whole, as OpenAI's code does: 64 MB in four channels.
 _RESIZED_WHOLE = 1 << 24
@@ -120,9 +124,9 @@ class ImageTransform:
         """The same as a numpy array, for worker threads: they need not touch Paddle."""
         if not self.resolution:
             raise ValueError("the model is a text tower alone and takes no images")
-        picture = open_image(image, self.exif)
-        _warn_of_depth(picture)
-        pixels = np.asarray(self._resize(picture))  # [R, R, 3]
+        with _opened(image, self.exif) as picture:
+            _warn_of_depth(picture)
+            pixels = np.asarray(self._resize(picture))  # [R, R, 3]
         return np.stack([self._values[channel][pixels[..., channel]] for channel in range(3)])  # [3, R, R]
 
     def _resize(self, image: Image.Image) -> Image.Image:
@@ -143,19 +147,38 @@ def is_picture(value: Any) -> bool:
 
 def open_image(image: Any, exif: bool = False) -> Image.Image:
     """The PIL image that an image, path, file, its bytes or a uint8 array is; raises ValueError if it is none."""
+    with _opened(image, exif) as picture:
+        return picture
+
+
+@contextlib.contextmanager
+def _opened(image: Any, exif: bool) -> Iterator[Image.Image]:
+    """The same while a block uses it: other threads decode no more meanwhile than there is room for."""
     if isinstance(image, Image.Image):
-        return _turned(image) if exif else image
-    if isinstance(image, Picture):
-        return _read(io.BytesIO(image.read()), f"{image!s:.300}", exif)
-    if isinstance(image, (str, os.PathLike)):
-        return _read(os.path.expanduser(image), f"{os.fspath(image):.300}", exif)
+        yield _turned(image) if exif else image
+        return
     if isinstance(image, io.TextIOBase):
         raise ValueError(f"{getattr(image, 'name', 'the file')} is open for reading text: open it with mode 'rb'")
-    if hasattr(image, "read"):
-        return _read(image, f"{getattr(image, 'name', None) or type(image).__name__}", exif)
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return _read(io.BytesIO(image), f"{len(image):,} {type(image).__name__}", exif)
-    return _image_of_array(image)
+    if isinstance(image, Picture):
+        file, name = io.BytesIO(image.read()), f"{image!s:.300}"
+    elif isinstance(image, (str, os.PathLike)):
+        file, name = os.path.expanduser(image), f"{os.fspath(image):.300}"
+    elif hasattr(image, "read"):
+        file, name = image, f"{getattr(image, 'name', None) or type(image).__name__}"
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        file, name = io.BytesIO(image), f"{len(image):,} {type(image).__name__}"
+    else:
+        yield _image_of_array(image)
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            picture: Image.Image = stack.enter_context(Image.open(file, formats=_formats()))
+            stack.enter_context(_ROOM.taken(picture.width * picture.height))
+            picture.load()
+            picture = _turned(picture) if exif else picture
+        except _DAMAGED as error:
+            raise ValueError(f"cannot read {name} as an image: {error!s:.300}") from error
+        yield picture
 
 
 def _image_of_array(image: Any) -> Image.Image:
@@ -179,14 +202,34 @@ def _image_of_array(image: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array if grey_or_last else array.transpose(1, 2, 0)))
 
 
-def _read(file: Any, name: str, exif: bool) -> Image.Image:
-    """The first picture of a file, read to its end; `name` is for the error."""
-    try:
-        with Image.open(file) as opened:
-            opened.load()
-            return _turned(opened) if exif else opened
-    except _DAMAGED as error:
-        raise ValueError(f"cannot read {name} as an image: {error!s:.300}") from error
+def _formats() -> list[str]:
+    """The formats that PIL may find in a file. It guesses among all it knows otherwise, and some start programs."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+class _Room:
+    """Bounds the pixels that threads have decoded at once. A picture of more than all is decoded alone."""
+
+    def __init__(self, pixels: int):
+        self.pixels = self.free = pixels
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self.pixels)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= pixels)
+            self.free -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += pixels
+                self.changed.notify_all()
+
+
+_ROOM = _Room(1 << 27)  # eight photos of 16 megapixels, half a GB
 
 
 def _turned(image: Image.Image) -> Image.Image:

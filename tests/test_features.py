@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import fuzz
 from embed_slowly import BATCH_SIZE, small_model
-from paddle_clip import Match, compile, embed, features, image_transform, load_features, search
+from paddle_clip import CheckpointError, Match, compile, embed, features, image_transform, load_features, search
 from paddle_clip.images import image_files
 from paddle_clip.presets import build
 from variants import TINY
@@ -300,6 +302,110 @@ def test_another_run_does_not_continue_it(model, preprocess, folder, paths, inte
     found = quietly(model, rest, folder, interrupted, resume=False)
     assert rest.count == 1 + 18
     assert found.paths == paths
+
+
+def journal_lines(output):
+    return [json.loads(line) for line in (output.parent / f".{output.name}.journal").read_text().splitlines()]
+
+
+def change_journal(output, change):
+    """Changes the last line of a journal, and writes it."""
+    lines = journal_lines(output)
+    change(lines[-1])
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    (output.parent / f".{output.name}.journal").write_text(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda note: note.update(rows=note["rows"] - 1),
+        lambda note: note.update(done=note["done"] + BATCH_SIZE, rows=note["rows"] + BATCH_SIZE),
+        lambda note: note.update(rows=-1, done=-1),
+        lambda note: note.update(rows=1e9),
+        lambda note: note.update(crc32=note["crc32"] ^ 1),
+        lambda note: note.update(damaged=[["x", "y"]] * 3),
+        lambda note: note.update(damaged=7),
+        lambda note: note.clear(),
+    ],
+)
+def test_a_journal_that_does_not_add_up_is_done_again(model, preprocess, folder, interrupted, change):
+    change_journal(interrupted, change)
+    expected = quietly(model, preprocess, folder)
+    rest = Interrupted(preprocess, 1000)
+    np.testing.assert_array_equal(quietly(model, rest, folder, interrupted).features, expected.features)
+    assert rest.count == 1 + 18
+
+
+def test_rows_that_were_changed_are_done_again(model, preprocess, folder, interrupted):
+    partial = interrupted.parent / ".x.npy.partial"
+    content = bytearray(partial.read_bytes())
+    content[200] ^= 1
+    partial.write_bytes(content)
+    expected = quietly(model, preprocess, folder)
+    np.testing.assert_array_equal(quietly(model, preprocess, folder, interrupted).features, expected.features)
+
+
+def test_a_journal_of_other_damaged_images_publishes_nothing(model, preprocess, folder, interrupted):
+    lines = journal_lines(interrupted)
+    note = next(note for note in lines[1:] if note["damaged"])
+    note["damaged"][0][0] = "another"
+    journal = interrupted.parent / ".x.npy.journal"
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(CheckpointError, match=r"journal is of other images: give resume=False"):
+        quietly(model, preprocess, folder, interrupted)
+    assert not interrupted.exists()
+    assert len(quietly(model, preprocess, folder, interrupted, resume=False).features) == 16
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000 + b"\n{}\n", b"\xff\n\n", b"{}\n{}\n", b"9" * 10_000 + b"\n1\n"])
+def test_a_damaged_journal_blocks_nothing(model, preprocess, folder, interrupted, content):
+    (interrupted.parent / ".x.npy.journal").write_bytes(content)
+    assert len(quietly(model, preprocess, folder, interrupted, resume=False).features) == 16
+    (interrupted.parent / ".x.npy.journal").write_bytes(content)
+    assert len(quietly(model, preprocess, folder, interrupted).features) == 16
+
+
+@pytest.mark.parametrize("name", [".x.npy.journal", ".x.npy.partial", ".x.json.partial"])
+@pytest.mark.parametrize("lay", [os.symlink, os.link])
+def test_links_at_hidden_names_are_not_followed(model, preprocess, folder, tmp_path, name, lay):
+    (tmp_path / "thesis").write_text("mine")
+    lay(tmp_path / "thesis", tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"is a link, or no file: delete it"):
+        quietly(model, preprocess, folder, tmp_path / "x.npy")
+    assert (tmp_path / "thesis").read_text() == "mine"
+    assert not (tmp_path / "x.npy").exists()
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.json", "y.parquet"])
+def test_mutants_are_read_or_refused(tmp_path, name):
+    """One error that names the file, or features that fit their paths."""
+    width, source = 8, random.Random(0)
+    np.save(tmp_path / "x.npy", np.ones([3, width], np.float32))
+    (tmp_path / "x.json").write_text(json.dumps({"paths": ["a", "b", "c"], "damaged": [["d", "no image"]]}))
+    whole = load_features(tmp_path / "x.npy")
+    if name == "y.parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        from pyarrow import parquet
+
+        columns = {
+            "path": pyarrow.array(whole.paths),
+            "feature": pyarrow.FixedSizeListArray.from_arrays(whole.features.ravel(), width),
+        }
+        table = pyarrow.table(columns).replace_schema_metadata({"damaged": json.dumps(whole.damaged)})
+        parquet.write_table(table, tmp_path / "y.parquet")
+    content, read = (tmp_path / name).read_bytes(), 0
+    for _ in range(1000):
+        (tmp_path / name).write_bytes(fuzz.bytes_level(bytearray(content), source))
+        try:
+            found = load_features(tmp_path / ("x.npy" if name == "x.json" else name))
+        except CheckpointError as error:
+            assert str(tmp_path / name.split(".")[0]) in str(error)
+        else:
+            read += 1
+            assert found.features.ndim == 2 and len(found.features) == len(found.paths)
+            assert all(isinstance(reason, str) for _, reason in found.damaged)
+    assert 10 < read < 900
 
 
 @pytest.mark.parametrize("harm", ["half a line", "more rows", "fewer rows", "no rows", "no journal"])

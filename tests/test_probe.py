@@ -2,13 +2,15 @@
 
 import io
 import pickle
+import random
 import zipfile
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from paddle_clip import LinearProbe, linear_probe
+import fuzz
+from paddle_clip import CheckpointError, LinearProbe, linear_probe
 from paddle_clip.probe import _best_C
 
 
@@ -92,7 +94,7 @@ def test_files_that_are_no_probes_are_refused(tmp_path):
     np.save(pickled, np.array([{}], dtype=object))
     for content in (b"", b"PK no zip", b"text", pickle.dumps([1]), b"\x80\x04."):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is not a linear probe"):
+        with pytest.raises(CheckpointError, match=r"is not a linear probe|is empty"):
             LinearProbe.load(path)
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("weight", "bias", "classes", "C"):
@@ -107,6 +109,31 @@ def test_files_that_are_no_probes_are_refused(tmp_path):
         LinearProbe.load(path)
     with pytest.raises(FileNotFoundError):
         LinearProbe.load(tmp_path / "none.npz")
+
+
+def test_a_small_file_does_not_become_a_large_array(tmp_path):
+    """A compressed file of 2 MB holds 1.9 GB of zeros."""
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, weight=np.zeros([10, 100_000]), bias=np.zeros(2), classes=np.arange(2), C=1.0)
+    with pytest.raises(CheckpointError, match=r"its arrays are said to have 8,0\d\d,\d{3} bytes"):
+        LinearProbe.load(path)
+
+
+def test_mutants_are_read_or_refused(tmp_path):
+    path, source = tmp_path / "x.npz", random.Random(0)
+    LinearProbe(np.ones([3, 2], np.float32), np.ones(2, np.float32), np.array(["a", "b"]), 1.0).save(path)
+    content, read = path.read_bytes(), 0
+    for _ in range(1000):
+        change = source.choice([fuzz.bytes_level, fuzz.zip_records])
+        path.write_bytes(change(bytearray(content), source))
+        try:
+            probe = LinearProbe.load(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+        else:
+            read += 1
+            assert probe.predict_proba(np.ones([1, len(probe.weight)])).shape == (1, len(probe.classes))
+    assert 100 < read < 900
 
 
 def test_what_cannot_be_fitted_is_refused(clusters):

@@ -2,6 +2,9 @@
 
 import io
 import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import paddle
@@ -9,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paddle_clip import image_transform
+from paddle_clip import image_transform, transforms
 
 SIZES = [(1, 1000), (1000, 1), (3, 2), (1, 1), (224, 224), (225, 224), (640, 480), (333, 500), (96, 97), (224, 301)]
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16", "La", "RGBX", "RGBa"]
@@ -134,3 +137,40 @@ def test_bombs_are_refused_as_unreadable(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"cannot read .*x\.png as an image: .*decompression bomb"):
         image_transform(224)(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"qoif\0\0\0\1\0\0\0\1\3\0" + bytes(20)]
+)
+def test_formats_that_are_not_read(tmp_path, content):
+    """PIL would give PostScript to Ghostscript, whatever the file's name."""
+    (tmp_path / "cat.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*cat\.png as an image: cannot identify"):
+        image_transform(8)(tmp_path / "cat.png")
+
+
+def test_large_pictures_wait_for_each_other(monkeypatch):
+    """Threads decode no more pixels at once than there is room for; what is larger than all is decoded alone."""
+    monkeypatch.setattr(transforms, "_ROOM", transforms._Room(40 * 40))
+    running, most, lock = 0, {}, threading.Lock()
+    resize = transforms.ImageTransform._resize
+
+    def watched(self, picture):
+        nonlocal running
+        with lock:
+            running += 1
+            most[picture.size] = max(most.get(picture.size, 0), running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return resize(self, picture)
+
+    monkeypatch.setattr(transforms.ImageTransform, "_resize", watched)
+    preprocess = image_transform(8)
+    for side in (20, 60):
+        file = io.BytesIO()
+        Image.new("RGB", (side, side)).save(file, "PNG")
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(preprocess.array, [file.getvalue()] * 16))
+    assert most[20, 20] == 4 and most[60, 60] == 1
+    assert transforms._ROOM.free == 40 * 40

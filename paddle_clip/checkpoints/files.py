@@ -4,10 +4,15 @@ import contextlib
 import errno
 import hashlib
 import json
+import lzma
 import mmap
 import os
 import stat
+import struct
 import threading
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Optional, Union
 
@@ -36,7 +41,10 @@ __all__ = [
     "expanded",
     "lock",
     "naming",
+    "open_hidden",
+    "open_regular",
     "read_json",
+    "reading",
     "release_pages",
     "replacing",
     "require_place",
@@ -55,6 +63,24 @@ _READ_AT_ONCE = 1 << 24  # bytes
 _WRITTEN_AT_ONCE = 1 << 19
 _BRIEF = 60  # characters of a name that a message shows
 _seeking = threading.Lock()
+# What is raised for files that are damaged, or made to do harm.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,  # of numpy, which reads a header as Python
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def expanded(path: StrPath) -> str:
@@ -71,6 +97,26 @@ def naming(path: str) -> Iterator[None]:
         if error.errno and error.filename is None:
             error.filename = path
         raise
+
+
+@contextlib.contextmanager
+def reading(path: str, expected: str) -> Iterator[None]:
+    """Raises one error in place of all that numpy, zipfile, json and pyarrow raise for what is in a file.
+
+    Args:
+        path: path of the file.
+        expected: what it should be and who writes it, for the message: numpy calls all other files pickles.
+
+    Raises:
+        CheckpointError: if it is something else.
+        OSError: if the system does not let it be read.
+    """
+    try:
+        yield
+    except _DAMAGED as error:
+        if isinstance(error, CheckpointError) or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise CheckpointError(f"{path} is not {expected}") from error
 
 
 class Checkpoint(dict[str, np.ndarray]):
@@ -113,7 +159,7 @@ class MappedFile:
 
     def __init__(self, path: StrPath):
         self.path = os.fspath(path)
-        with _open(self.path) as file:
+        with open_regular(self.path) as file:
             self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.data = memoryview(self._mmap)
 
@@ -128,7 +174,7 @@ def release_pages(mapped: mmap.mmap) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def _open(path: str) -> BinaryIO:
+def open_regular(path: str) -> BinaryIO:
     """Opens a file for reading, unless it is empty or not regular: a pipe would wait, a device may have no end."""
     info = os.stat(path)
     if stat.S_ISDIR(info.st_mode):
@@ -154,7 +200,7 @@ def read_json(path: str) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
     """
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             content = json.loads(file.read(MAX_DIRECTORY))
     except FileNotFoundError:
         raise
@@ -246,6 +292,19 @@ def lock(file: BinaryIO, path: str, temporary: str) -> None:
         raise CheckpointError(f"another process has just written {path}; run this again to replace it")
 
 
+def open_hidden(path: str) -> BinaryIO:
+    """Opens a hidden file of ours for reading and writing, and makes it if it is missing.
+
+    Raises:
+        CheckpointError: if something else has its name, such as a link, whose target would be overwritten.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    found = os.lstat(path) if os.path.lexists(path) else None
+    if found and not (stat.S_ISREG(found.st_mode) and found.st_nlink == 1):
+        raise CheckpointError(f"{path} is a link, or no file: delete it, or choose another output")
+    return open(os.open(path, flags, 0o666), "r+b")
+
+
 @contextlib.contextmanager
 def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, str]]:
     """Opens a new file beside `path`, which takes its name when the block ends well and is deleted otherwise.
@@ -270,8 +329,7 @@ def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, st
         raise CheckpointError(f"{path} exists and is not a regular file; choose another output")
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f".{name}.partial{extension}")
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(temporary, flags, 0o666), "r+b") as file:
+    with open_hidden(temporary) as file:
         lock(file, path, temporary)
         try:
             with naming(path):

@@ -120,7 +120,8 @@ def bench(arguments: argparse.Namespace) -> None:
 
 def _forms(arguments: argparse.Namespace) -> "tuple[dict[str, Union[CLIP, Predictor]], int]":
     """The forms of the model that are timed, and the side of its images; an export is a compiled form alone."""
-    from ..engines import Predictor, is_export
+    from ..engines import Predictor
+    from ..exported import is_export
 
     if is_export(arguments.model):
         predictor = Predictor(arguments.model, arguments.threads, arguments.device)
