@@ -1,6 +1,7 @@
 """OpenAI's byte-pair tokenizer: text <-> ids, and the padded batches `encode_text` takes."""
 
 import gzip
+import heapq
 import html
 import os
 import subprocess
@@ -22,7 +23,11 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
-_CACHED = 1 << 16  # pieces of text between spaces; captions repeat most of them
+_CACHED, _CACHED_LENGTH = 1 << 16, 64  # pieces of text between spaces, and characters; captions repeat most of them
+MOST_CHARACTERS = 1 << 18  # of a text: some seconds of work
+# ftfy repairs a text as often as that changes it. Each time takes one of these off, or what becomes one of these.
+_LAYERS = regex.compile("[;；\u037e›\x1b\x9b]")
+_MOST_WORK = 1 << 26  # characters times layers: about a second
 
 
 class SimpleTokenizer:
@@ -44,13 +49,18 @@ class SimpleTokenizer:
         self._piece_ids = lru_cache(_CACHED)(self._encode_piece)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start and end."""
+        """The ids of a text, without start and end.
+
+        Raises:
+            ValueError: if the text is longer than `MOST_CHARACTERS`, or its entities would take too long to read.
+        """
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(f"the text has {len(text):,} characters, and at most {MOST_CHARACTERS:,} are read: cut it")
         if not (text.isascii() and text.isprintable()) or "&" in text:  # else ftfy and html change nothing
-            text = html.unescape(html.unescape(ftfy.fix_text(text)))
-            text = regex.sub(r"\s+", " ", text).strip()
+            text = regex.sub(r"\s+", " ", _repaired(text)).strip()
         ids: list[int] = []
         for piece in text.lower().split(" "):  # no word spans a space
-            ids += self._piece_ids(piece)
+            ids += self._piece_ids(piece) if len(piece) <= _CACHED_LENGTH else self._encode_piece(piece)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -68,17 +78,53 @@ class SimpleTokenizer:
             return (self.encoder[word],)
         parts = [self._byte_characters[byte] for byte in word.encode("utf-8")]
         parts[-1] += "</w>"
-        while len(parts) > 1:
-            best = min(zip(parts, parts[1:]), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
-            if best not in self._ranks:
-                break
-            merged, index = [], 0
-            while index < len(parts):
-                paired = tuple(parts[index : index + 2]) == best
-                merged.append("".join(best) if paired else parts[index])
-                index += 2 if paired else 1
-            parts = merged
-        return tuple(self.encoder[part] for part in parts)
+        before, after = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))  # of each part, its neighbours
+        pairs: list[
+            tuple[int, int]
+        ] = []  # a heap of ranks and places: looking for the best pair each time is quadratic
+
+        def note(place: int) -> None:
+            if place >= 0 and after[place] < len(parts):
+                rank = self._ranks.get((parts[place], parts[after[place]]))
+                if rank is not None:
+                    heapq.heappush(pairs, (rank, place))
+
+        for place in range(len(parts)):
+            note(place)
+        while pairs:
+            best, merged = pairs[0][0], []
+            while pairs and pairs[0][0] == best:
+                place = heapq.heappop(pairs)[1]
+                follower = after[place]
+                if follower == len(parts) or self._ranks.get((parts[place], parts[follower])) != best:
+                    continue  # one of the two was merged since
+                parts[place] += parts[follower]
+                parts[follower] = ""
+                after[place] = after[follower]
+                if after[place] < len(parts):
+                    before[after[place]] = place
+                merged.append(place)
+            for place in merged:  # now, as all places of a pair are merged before another is looked for
+                note(before[place])
+                note(place)
+        return tuple(self.encoder[part] for part in parts if part)
+
+
+def _repaired(text: str) -> str:
+    """A text after ftfy and html, as OpenAI's code calls them."""
+    layers = len(_LAYERS.findall(text))
+    if len(text) * layers > _MOST_WORK:
+        raise ValueError(
+            f"the text has {len(text):,} characters and up to {layers:,} entities in each other, which takes too long "
+            "to read: cut it"
+        )
+    text = regex.sub(r"\n(?: *\n)+", "\n", text)  # ftfy repairs line by line
+    try:
+        return html.unescape(html.unescape(ftfy.fix_text(text)))
+    except UnicodeError:  # a lone surrogate
+        raise
+    except ValueError:  # Python's int
+        raise ValueError(f"the text {text!r:.80} has a character's number of thousands of digits: cut it") from None
 
 
 def _read_merges() -> str:
@@ -123,6 +169,7 @@ def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncat
     Raises:
         RuntimeError: if a text is too long and `truncate` is false, as in OpenAI's code.
         TypeError: if `texts` is not a string or a list of strings.
+        ValueError: if a text has more than 262,144 characters, or thousands of entities in each other.
     """
     return as_tensor(token_ids(texts, context_length, truncate))
 

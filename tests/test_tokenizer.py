@@ -5,6 +5,8 @@ import importlib.metadata
 import importlib.util
 import os
 import random
+import sys
+import time
 
 import numpy as np
 import paddle
@@ -82,6 +84,59 @@ def test_200_000_strings_have_openais_tokens(openai):
         assert ours.decode(expected) == openai.decode(expected), repr(text)
         compared += 1
     assert compared > 180_000
+
+
+def test_long_words_have_openais_tokens(openai):
+    """Pairs are merged in the same order, whatever their number."""
+    ours, source = SimpleTokenizer(), random.Random(1)
+    for _ in range(300):
+        letters = "".join(source.sample("abcdeinorst!.'éя的😀", source.randint(1, 6)))
+        text = "".join(source.choice(letters) for _ in range(source.randint(50, 400)))
+        assert ours.encode(text) == openai.encode(text), text
+    for text in ("\n\n \n  \na\n\n<b>\n \n&amp;\n", "a \n \n\xa0\n&lt;\n\n", "aaaaaaa", "abababab", "\n" * 50):
+        assert ours.encode(text) == openai.encode(text), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ab" * 50_000,
+        "a" * 262_144,
+        "的" * 100_000,
+        "!?" * 50_000,
+        "\n" * 262_144,
+        " \xa0" * 131_000,
+        "&" + "amp;" * 4000,
+        "&" + "amp" * 80_000,
+        "&amp;" * 3000,
+        "＆" + "amp;" * 3000,
+        "\x1b[" * 4000 + "m" * 4000,
+        "Ã" * 100_000,
+        "e" + "\u0301" * 100_000,
+    ],
+    ids=lambda value: str(len(value)),
+)
+def test_long_texts_are_read_in_seconds(text):
+    start = time.process_time()
+    SimpleTokenizer().encode(text)
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n" * 10_000_000, "the text has 10,000,000 characters, and at most 262,144 are read: cut it"),
+        ("&" + "amp;" * 20_000, "80,001 characters and up to 20,000 entities in each other"),
+        ("\x1b[" * 10_000 + "m" * 10_000, "30,000 characters and up to 10,000 entities"),
+        ("&#" + "9" * 100_000 + ";", "has a character's number of thousands of digits: cut it"),
+    ],
+    ids=lambda value: str(len(value)),
+)
+def test_what_would_take_too_long_is_refused(text, message):
+    if "digits" in message and not hasattr(sys, "set_int_max_str_digits"):
+        pytest.skip("this Python reads numbers of any length")
+    with pytest.raises(ValueError, match=message):
+        tokenize(text, truncate=True)
 
 
 def test_the_vocabulary_is_openais(openai):
