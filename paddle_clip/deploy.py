@@ -1,5 +1,6 @@
 """A model -> programs for deployment: written to a folder by `export`, or held in memory by `compile`."""
 
+import errno
 import gc
 import json
 import os
@@ -16,7 +17,7 @@ from paddle import Tensor, nn
 from paddle.static import InputSpec
 
 from . import translation
-from .checkpoints.files import StrPath, crc32_of_file, expanded
+from .checkpoints.files import StrPath, crc32_of_file, expanded, former, replacing_folder
 from .checks import unwrapped
 from .engines import Predictor, as_batch, require_engine
 from .exported import EXPORT_DTYPES, FORMAT, TOWERS, VERSION, is_export, program_suffix, read_program
@@ -29,6 +30,8 @@ PADDLE_3 = not paddle.__version__.startswith("2.")
 CPU_TOKENS = 640
 CPU_PIXELS_VIT = 8 * 224**2
 CPU_PIXELS_RESNET = 4 * 224**2
+
+_LEAST_FREE = 1 << 20  # bytes on a disk that is not full
 
 
 class _Tower(nn.Layer):
@@ -72,6 +75,8 @@ def export(
         FileExistsError: if the folder holds anything else.
         ImportError: if what an extra brings is not installed.
         RuntimeError: if the translation or the quantisation fails.
+        CheckpointError: if another process is writing the folder.
+        OSError: if the system refuses to write. An export from before is untouched.
     """
     model = unwrapped(model)
     if calibration is not None:
@@ -86,13 +91,13 @@ def export(
     require_export(directory, dtype, onnx, openvino, calibration is not None)
     directory = os.path.realpath(expanded(directory))  # a link to a folder stays one
     os.makedirs(os.path.dirname(directory), exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=f".{os.path.basename(directory)}.", dir=os.path.dirname(directory))
-    try:
-        _write(model, dtype, partial, onnx, openvino, calibration)
-        os.chmod(partial, 0o755)
-        _replace(directory, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replacing_folder(directory) as partial:
+        try:
+            _write(model, dtype, partial, onnx, openvino, calibration)
+        except (RuntimeError, ValueError) as error:  # as Paddle and OpenVINO tell of a full disk
+            if shutil.disk_usage(partial).free < _LEAST_FREE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory) from error
+            raise
 
 
 def require_export(
@@ -119,23 +124,9 @@ def require_export(
         if is_asked_for:
             require(extra)
     directory = os.path.realpath(expanded(directory))
-    if os.path.lexists(directory) and not _is_replaceable(directory):
-        raise FileExistsError(f"{directory} is not an empty folder, nor one that export wrote: choose another")
-
-
-def _replace(directory: str, partial: str) -> None:
-    """Gives `partial` the name of `directory`; what had it before is whole until then, and gone afterwards."""
-    if not os.path.isdir(directory):
-        os.rename(partial, directory)
-        return
-    old = f"{partial}.old"
-    os.rename(directory, old)
-    try:
-        os.rename(partial, directory)
-    except BaseException:
-        os.rename(old, directory)
-        raise
-    shutil.rmtree(old)
+    for path in (directory, former(directory)):
+        if os.path.lexists(path) and not _is_replaceable(path):
+            raise FileExistsError(f"{path} is not an empty folder, nor one that export wrote: choose another")
 
 
 def _is_replaceable(directory: str) -> bool:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .checkpoints.files import crc32_of_file, read_json
+from .checkpoints.files import crc32_of_file, former, read_json
 from .config import TEXT_TOWERS
 from .errors import CheckpointError, listed
 
@@ -99,6 +99,11 @@ def read_description(directory: str) -> dict[str, Any]:
         FileNotFoundError: if there is no such folder.
     """
     if not os.path.isdir(directory):
+        if os.path.isdir(old := former(directory)):
+            raise FileNotFoundError(
+                f"no folder {directory}, as an export was killed: the one from before is {old}. Rename it, or export "
+                "the model again"
+            )
         raise FileNotFoundError(f"no folder {directory}: paddle_clip.export(model, directory) makes one")
     if not is_export(directory):
         raise CheckpointError(f"{directory} is not what paddle_clip.export writes: its config.json says nothing of it")

@@ -457,7 +457,7 @@ class _File(_Memory):
     def __enter__(self) -> "_File":
         self.journal = open_hidden(self.journal_path)
         try:
-            lock(self.journal, self.output, self.journal_path)
+            lock(self.journal.fileno(), self.output, self.journal_path)
             self.file = open_hidden(self.partial)
             try:
                 self._continue()

@@ -79,9 +79,7 @@ class SimpleTokenizer:
         parts = [self._byte_characters[byte] for byte in word.encode("utf-8")]
         parts[-1] += "</w>"
         before, after = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))  # of each part, its neighbours
-        pairs: list[
-            tuple[int, int]
-        ] = []  # a heap of ranks and places: looking for the best pair each time is quadratic
+        pairs: list[tuple[int, int]] = []  # a heap of (rank, place); looking for the best each time is quadratic
 
         def note(place: int) -> None:
             if place >= 0 and after[place] < len(parts):

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import shutil
+import types
 
 import numpy as np
 import paddle
@@ -49,6 +50,10 @@ def predictor(request, exported):
 def folder(exported, tmp_path):
     """A copy of the export, which a test may harm."""
     return shutil.copytree(exported[1], tmp_path / "copy")
+
+
+def failing(*arguments):
+    raise OSError("disk full")
 
 
 def images_and_texts(model, batch=9):
@@ -551,6 +556,70 @@ def test_an_older_export_comes_back_if_it_cannot_be_replaced(exported, folder, t
     paddle_clip.Predictor(folder)
 
 
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_what_a_killed_export_left(exported, folder, tmp_path, monkeypatch, moment):
+    """The next export removes it. Where only the hidden folder is whole, the error says so, and a failure keeps it."""
+    partial, old = tmp_path / ".copy.partial", tmp_path / ".copy.old"
+    if moment == "after":
+        shutil.copytree(folder, old)
+    else:
+        partial.mkdir()
+        (partial / "image.pdiparams").write_bytes(b"half")
+    if moment == "between":
+        folder.rename(old)
+        with pytest.raises(FileNotFoundError, match=r"an export was killed: the one from before is .*\.copy\.old"):
+            paddle_clip.Predictor(folder)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
+        patched.setattr(paddle.jit, "save", failing)
+        paddle_clip.export(exported[0], folder)
+    assert os.listdir(tmp_path) == ["copy"]
+    paddle_clip.Predictor(folder)
+    paddle_clip.export(exported[0], folder)
+    assert os.listdir(tmp_path) == ["copy"]
+
+
+def test_one_export_at_a_time(exported, folder, tmp_path, monkeypatch):
+    """The second is refused, and harms neither the first nor what is there."""
+    save, refused = paddle.jit.save, []
+
+    def second(*arguments):
+        if not refused:
+            with pytest.raises(CheckpointError, match=r"another process is writing .*copy; wait for it"):
+                paddle_clip.export(exported[0], folder)
+            refused.append(True)
+        save(*arguments)
+
+    monkeypatch.setattr(paddle.jit, "save", second)
+    paddle_clip.export(exported[0], folder)
+    assert refused and os.listdir(tmp_path) == ["copy"]
+    paddle_clip.Predictor(folder)
+
+
+@pytest.mark.parametrize("name", [".copy.partial", ".copy.old"])
+def test_links_in_place_of_hidden_folders(exported, folder, tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").touch()
+    (tmp_path / name).symlink_to(tmp_path / "mine", target_is_directory=True)
+    with pytest.raises((CheckpointError, FileExistsError), match=r"is no folder|is not an empty folder"):
+        paddle_clip.export(exported[0], folder)
+    assert (tmp_path / "mine" / "thesis").exists()
+
+
+def test_a_full_disk_is_named(exported, folder, tmp_path, monkeypatch):
+    """Paddle and OpenVINO tell of it in their own words."""
+
+    def fail(*arguments):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(paddle.jit, "save", fail)
+    with pytest.raises(RuntimeError, match="iostream error"):
+        paddle_clip.export(exported[0], folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=4096))
+    with pytest.raises(OSError, match=r"No space left on device: '.*copy'"):
+        paddle_clip.export(exported[0], folder)
+    assert os.listdir(tmp_path) == ["copy"]
+
+
 @pytest.mark.parametrize(
     ("device", "message"),
     [
@@ -576,10 +645,7 @@ def test_half_precision_is_refused_on_the_cpu(folder):
 
 
 def test_a_failed_export_leaves_nothing(exported, folder, tmp_path, monkeypatch):
-    def fail(*_arguments, **_options):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(paddle.jit, "save", fail)
+    monkeypatch.setattr(paddle.jit, "save", failing)
     before = sorted(os.listdir(folder)), sorted(os.listdir(tmp_path))
     with pytest.raises(OSError, match="disk full"):
         paddle_clip.export(exported[0], folder)

@@ -3,7 +3,9 @@
 import io
 import pickle
 import random
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -117,6 +119,31 @@ def test_a_small_file_does_not_become_a_large_array(tmp_path):
     np.savez_compressed(path, weight=np.zeros([10, 100_000]), bias=np.zeros(2), classes=np.arange(2), C=1.0)
     with pytest.raises(CheckpointError, match=r"its arrays are said to have 8,0\d\d,\d{3} bytes"):
         LinearProbe.load(path)
+
+
+def test_two_writers(tmp_path):
+    """A reader finds one of the two probes, whole, at any time; a writer that comes second is told so."""
+    path, done, refused = tmp_path / "x.npz", threading.Event(), []
+    probes = [LinearProbe(np.full([300, 2], C), np.full(2, C), np.arange(2), C) for C in (1.0, 2.0)]
+    probes[0].save(path)
+
+    def write(probe):
+        while not done.is_set():
+            try:
+                probe.save(path)
+            except CheckpointError as error:
+                refused.append(str(error))
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(write, probe) for probe in probes]
+        for _ in range(300):
+            found = LinearProbe.load(path)
+            assert (found.weight == found.C).all()
+        done.set()
+        for writer in running:
+            writer.result()
+    assert all("another process" in message for message in refused)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
 
 
 def test_mutants_are_read_or_refused(tmp_path):

@@ -7,6 +7,7 @@ import json
 import lzma
 import mmap
 import os
+import shutil
 import stat
 import struct
 import threading
@@ -39,6 +40,7 @@ __all__ = [
     "crc32_of_array",
     "crc32_of_file",
     "expanded",
+    "former",
     "lock",
     "naming",
     "open_hidden",
@@ -47,6 +49,7 @@ __all__ = [
     "reading",
     "release_pages",
     "replacing",
+    "replacing_folder",
     "require_place",
     "sha256",
     "write_at",
@@ -271,24 +274,24 @@ def _write_some(file: BinaryIO, view: memoryview, offset: int) -> int:
         return count
 
 
-def lock(file: BinaryIO, path: str, temporary: str) -> None:
-    """Locks a file for this process until it is closed, where the system has `flock`.
+def lock(descriptor: int, path: str, temporary: str) -> None:
+    """Locks a file or folder for this process until it is closed, where the system has `flock`.
 
     Args:
-        file: open file.
+        descriptor: of the open file or folder.
         path: path of the output, for messages.
-        temporary: path the file was opened by.
+        temporary: path it was opened by.
 
     Raises:
-        CheckpointError: if another process has locked the file, or replaced it since it was opened.
+        CheckpointError: if another process has locked it, or replaced it since it was opened.
     """
     if fcntl is None:
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise CheckpointError(f"another process is writing {path}; wait for it, or choose another output") from None
-    if not os.path.exists(temporary) or not os.path.samestat(os.fstat(file.fileno()), os.stat(temporary)):
+    if not os.path.exists(temporary) or not os.path.samestat(os.fstat(descriptor), os.stat(temporary)):
         raise CheckpointError(f"another process has just written {path}; run this again to replace it")
 
 
@@ -330,7 +333,7 @@ def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, st
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f".{name}.partial{extension}")
     with open_hidden(temporary) as file:
-        lock(file, path, temporary)
+        lock(file.fileno(), path, temporary)
         try:
             with naming(path):
                 file.truncate()
@@ -344,3 +347,61 @@ def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, st
                 file.close()
             os.unlink(temporary)
             raise
+
+
+def former(folder: str) -> str:
+    """The hidden name of a folder that is being replaced, from then on until it is deleted."""
+    place, name = os.path.split(os.path.abspath(folder))
+    return os.path.join(place, f".{name}.old")
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: str) -> Iterator[str]:
+    """Makes a new folder beside `folder`, which takes its name when the block ends well and is deleted otherwise.
+
+    As with `replacing`, the new folder has a fixed name and a lock. There is a moment at which only `former(folder)`
+    holds what was there before; if the process is killed then, the next one puts it back first.
+
+    Yields:
+        The path of the new folder, which is empty.
+
+    Raises:
+        CheckpointError: if another process is writing the folder, or a link has the new folder's name.
+    """
+    place, name = os.path.split(os.path.abspath(folder))
+    partial, old = os.path.join(place, f".{name}.partial"), former(folder)
+    for path in (partial, old):
+        if os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise CheckpointError(f"{path} is no folder: delete it, or choose another output")
+    with contextlib.ExitStack() as stack:
+        os.makedirs(partial, exist_ok=True)
+        if fcntl is not None:  # Windows does not open folders
+            descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+            stack.callback(os.close, descriptor)
+            lock(descriptor, folder, partial)
+        if os.path.exists(old) and not os.path.exists(folder):
+            os.rename(old, folder)
+        for path in (old, *(entry.path for entry in os.scandir(partial))):
+            _remove(path)
+        try:
+            with naming(folder):
+                yield partial
+            if os.path.exists(folder):
+                os.rename(folder, old)
+            try:
+                os.rename(partial, folder)
+            except BaseException:
+                if os.path.exists(old):
+                    os.rename(old, folder)
+                raise
+        finally:
+            _remove(partial)
+        _remove(old)
+
+
+def _remove(path: str) -> None:
+    """Deletes a file or folder, if it is there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
