@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import os
 import ssl
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from .checkpoints import dialects
 from .checkpoints.conversion import convert
-from .checkpoints.files import StrPath, expanded, naming, sha256
+from .checkpoints.files import StrPath, expanded, naming, open_hidden, sha256
 from .checkpoints.reading import find_weights, read
 from .checkpoints.writing import verify_checksums
 from .encoding import HALF_DTYPES, device_name, require_dtype
@@ -31,6 +32,9 @@ BASE_URL = "https://openaipublic.azureedge.net/clip/models"
 LOAD_DTYPES = ("float32", "float64", *HALF_DTYPES)
 _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 1 << 20
+_SLOWEST, _SLOW_SECONDS = 2048, 60  # bytes a second, over so many seconds, below which a download is given up
+# OpenAI's files have about two bytes for each parameter, and a MB or so of code beside them. None has four.
+_BYTES_OF_PARAMETER, _BYTES_BESIDE = 4, 1 << 24
 
 
 class DownloadError(OSError):
@@ -243,7 +247,7 @@ def _fetch(row: Preset, path: str) -> None:
         return
     partial = path + ".partial"
     try:
-        _download(url, partial)
+        _download(url, partial, _BYTES_OF_PARAMETER * row.parameters + _BYTES_BESIDE)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DownloadError(
             f"cannot download {row.name} from {url} ({error}{_advice(error)}). Run it again to continue; or fetch the "
@@ -273,26 +277,56 @@ def _advice(error: Exception) -> str:
     return ""
 
 
-def _download(url: str, partial: str) -> None:
-    """Appends to `partial` what it lacks of the file at `url`."""
+def _download(url: str, partial: str, largest: int) -> None:
+    """Appends to `partial` what it lacks of the file at `url`, which has at most `largest` bytes."""
     have = os.path.getsize(partial) if os.path.exists(partial) else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing beyond what we have: complete, or not the same file, which its SHA-256 tells
+        if error.code == 416 and have:  # nothing beyond it: complete, or not the same file, which its SHA-256 tells
             return
         raise
     with response:
-        if response.status != 206:  # the server sends the file from its start
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        have, total = _place(response, have)
+        if total is not None and total > largest:
+            raise OSError(f"it is said to have {total:,} bytes, and the file has {largest:,} at most")
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=os.path.basename(url), disable=None)
-        with bar, naming(partial), open(partial, "r+b" if have else "wb") as file:
+        with bar, naming(partial), open_hidden(partial) as file:
+            file.truncate(have)
             file.seek(have)
-            while chunk := response.read(_CHUNK):
+            for chunk in _chunks(response):
+                if file.tell() + len(chunk) > largest:
+                    file.truncate(0)  # it is another file
+                    raise OSError(f"it goes on after {largest:,} bytes, which the file has at most")
                 file.write(chunk)
                 bar.update(len(chunk))
             if total is not None and file.tell() != total:
                 raise OSError(f"the connection closed after {file.tell():,} of {total:,} bytes")
+
+
+def _place(response: http.client.HTTPResponse, have: int) -> tuple[int, Optional[int]]:
+    """Where the bytes of a response belong in the file, and the file's size if it is told."""
+    if response.status not in (200, 206):
+        raise OSError(f"the server answered {response.status} {response.reason}, and sent no file")
+    start = have if response.status == 206 else 0  # otherwise the server sends the file from its start
+    sent = response.headers.get("Content-Range")
+    if response.status == 206 and sent is not None and not sent.startswith(f"bytes {start}-"):
+        raise OSError(f"the server sent {sent:.80} of the file, and was asked for what follows byte {start}")
+    length = response.headers.get("Content-Length")
+    if length is not None and not length.isdecimal():
+        raise OSError(f"the server says that it sends {length!r:.80} bytes")
+    return start, None if length is None else start + int(length)
+
+
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The parts of a response as they arrive; raises OSError where they arrive too slowly to be waited for."""
+    begun, received = time.monotonic(), 0
+    while chunk := response.read1(_CHUNK):
+        yield chunk
+        received += len(chunk)
+        seconds = time.monotonic() - begun
+        if seconds > _SLOW_SECONDS:
+            if received < _SLOWEST * seconds:
+                raise OSError(f"{received:,} bytes came in {seconds:.0f} s, which is too slow to wait for")
+            begun, received = time.monotonic(), 0
