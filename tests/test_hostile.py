@@ -4,13 +4,11 @@ Deep structures end the process where C recurses on them, so another process rea
 """
 
 import json
-import pickle
 import struct
 import sys
-import zipfile
 
-import numpy as np
 import pytest
+from building import doubled, entry, integer, legacy_file, plain_file, safetensors, tensor, text, torch_file
 
 from paddle_clip import CheckpointError
 from paddle_clip.checkpoints import reading
@@ -37,28 +35,6 @@ for path in sys.argv[1:]:
     assert seconds < {SECONDS}, (path, seconds)
     print(f"{{os.path.basename(path)}}: {{message}}", flush=True)
 """
-
-
-def text(value):
-    """A short or long string as a pickle's opcode."""
-    content = value.encode("utf-8", "surrogatepass")
-    return b"X" + struct.pack("<I", len(content)) + content
-
-
-def integer(value):
-    content = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    return b"\x8b" + struct.pack("<I", len(content)) + content
-
-
-def tensor(key=b"X\1\0\0\0000", count=b"K\4", shape=b"K\4\x85", strides=b"K\1\x85", offset=b"K\0"):
-    """The opcodes of a torch tensor, by default of four numbers in the storage "0"."""
-    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + key + text("cpu") + count + b"tQ"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + shape + strides + b"\x89NtR"
-
-
-def doubled(opcodes, times=40):
-    """A value that holds two of a value that holds two …: 2^40 parts."""
-    return opcodes + b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(times))
 
 
 DEEP = b")" + b"\x85" * 200_000  # a tuple in a tuple …
@@ -147,25 +123,6 @@ VALUES = {
 }
 
 
-def torch_file(path, opcodes):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/data.pkl", b"\x80\x02](" + tensor() + opcodes + b"e.")
-        archive.writestr("x/data/0", np.arange(4, dtype=np.float32).tobytes())
-
-
-def legacy_file(path, opcodes):
-    magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-    system = pickle.dumps({"little_endian": True}, protocol=2)
-    content = magic + b"\x80\x02M\xe9\x03." + system + b"\x80\x02](" + tensor() + opcodes + b"e."
-    storage = struct.pack("<q", 4) + np.arange(4, dtype=np.float32).tobytes()
-    path.write_bytes(content + pickle.dumps(["0"], protocol=2) + storage)
-
-
-def plain_file(path, opcodes):
-    array = pickle.dumps(np.arange(4, dtype=np.float32), protocol=2)[2:-1]
-    path.write_bytes(b"\x80\x02](" + array + opcodes + b"e.")
-
-
 def read_under_limits(run, paths):
     """{name: message} of files that another process reads."""
     done = run("-W", "ignore", "-c", READER, *paths)
@@ -181,15 +138,6 @@ def test_made_pickles_are_refused(run, tmp_path, make):
     assert found.keys() == VALUES.keys()
     for name, message in found.items():
         assert message != "accepted" and len(message) <= LONGEST and message.isprintable(), name
-
-
-def safetensors(header, content=b"\0" * 4):
-    header = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(header)) + header + content
-
-
-def entry(shape=(1,), offsets=(0, 4), dtype="F32"):
-    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
 HEADERS = {
@@ -249,6 +197,23 @@ def test_made_headers_are_refused(run, tmp_path):
     assert found.keys() == HEADERS.keys()
     for name, message in found.items():
         assert message != "accepted" and len(message) <= LONGEST and message.isprintable(), name
+
+
+@pytest.mark.parametrize("first", [ord("{"), 0x80, ord("P")])
+def test_a_header_of_any_length_is_read(tmp_path, first):
+    """The first byte of its length may be that of an index, a pickle or a zip."""
+    header = json.dumps({"a": entry()}).encode()
+    (tmp_path / "x").write_bytes(safetensors(header + b" " * (256 + first - len(header))))
+    assert (tmp_path / "x").read_bytes()[0] == first
+    assert list(reading.read(tmp_path / "x")) == ["a"]
+    assert reading.shards(str(tmp_path / "x")) == [str(tmp_path / "x")]
+
+
+@pytest.mark.parametrize(("offsets", "content"), [((0, 4), b"\0" * 5), ((4, 8), b"\0" * 8), ((1, 5), b"\0" * 5)])
+def test_bytes_of_no_tensor_are_refused(tmp_path, offsets, content):
+    (tmp_path / "x").write_bytes(safetensors({"a": entry(offsets=offsets)}, content))
+    with pytest.raises(CheckpointError, match=r"leaves a gap|bytes belong to no tensor"):
+        reading.read(tmp_path / "x")
 
 
 def test_a_short_shard_is_refused(tmp_path):

@@ -99,7 +99,7 @@ def read(path: StrPath) -> Checkpoint:
     """
     path = find_weights(path)
     mapped = MappedFile(path)
-    checkpoint = _read_index(mapped) if bytes(mapped.data[:1]) == b"{" else _read_one(mapped)
+    checkpoint = _read_index(mapped) if _is_index(mapped.data) else _read_one(mapped)
     checkpoint.maps.insert(0, mapped)
     if not checkpoint:
         raise CheckpointError(f"{path} holds no tensors; expected the weights of a CLIP model")
@@ -121,6 +121,11 @@ def _read_one(mapped: MappedFile) -> Checkpoint:
         f"{mapped.path} is not a checkpoint: expected a PyTorch .pt, a Paddle .pdparams or a .safetensors file, found "
         f"{len(mapped.data):,} bytes starting with {start[:8]!r}. {DOWNLOAD_AGAIN}"
     )
+
+
+def _is_index(data: memoryview) -> bool:
+    """Whether the data is a JSON object; the length before a safetensors header may begin with a brace too."""
+    return bytes(data[:1]) == b"{" and not _fits_safetensors(data)
 
 
 def _fits_safetensors(data: memoryview) -> bool:
@@ -167,10 +172,12 @@ def _read_safetensors(mapped: MappedFile) -> Checkpoint:
             dtype, shape = SAFETENSORS_DTYPES.get(str(entry["dtype"])), trees.sizes(entry["shape"])
             if dtype is None:
                 raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}; re-save it as F32, F16 or BF16")
-            if not end_of_last <= start <= end <= len(content) or math.prod(shape) * dtype.itemsize != end - start:
-                raise ValueError(f"{name} is out of bounds or overlaps another")
+            if not end_of_last == start <= end <= len(content) or math.prod(shape) * dtype.itemsize != end - start:
+                raise ValueError(f"{name} is out of bounds, overlaps another or leaves a gap")
             checkpoint[trees.require_name(name)] = np.frombuffer(content[start:end], dtype).reshape(shape)
             end_of_last = end
+        if end_of_last != len(content):  # something else could hide there, as the format's own library says
+            raise ValueError(f"{len(content) - end_of_last:,} bytes belong to no tensor")
     except CheckpointError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -220,7 +227,7 @@ def _read_index(mapped: MappedFile) -> Checkpoint:
 def shards(path: str) -> list[str]:
     """The paths of the files that hold a checkpoint's tensors: itself, or the shards that an index lists."""
     mapped = MappedFile(path)
-    if bytes(mapped.data[:1]) != b"{":
+    if not _is_index(mapped.data):
         return [path]
     return [os.path.join(os.path.dirname(path), file) for file in sorted(set(_places(mapped).values()))]
 
