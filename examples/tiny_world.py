@@ -252,6 +252,16 @@ def _colour(name, random):
     return choose(random, ("gray", "grey")) if name == "gray" else name
 
 
+def name(colour, shape):
+    """What an object is called."""
+    return f"{colour} {shape}"
+
+
+def plural(colour, shape):
+    """What several objects are called."""
+    return f"{colour} {PLURALS[shape]}"
+
+
 def about(scene, attribute, value):
     """A caption of a scene: colour, shape, and one more attribute, with the given value."""
     thing, things = f"{scene.colour} {scene.shape}", f"{scene.colour} {PLURALS[scene.shape]}"

@@ -16,7 +16,7 @@ import time
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path[:0] = [ROOT, os.path.dirname(os.path.abspath(__file__))]
-if __name__ == "__main__":
+if "paddle" not in sys.modules:
     # Paddle reads these when it is imported: without them it computes on one core, and slowly on AMD processors.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(os.cpu_count()))
@@ -26,7 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 import paddle_clip  # before paddle
-from paddle_clip.checkpoints import dialects, writing
+import tiny_world
+from paddle_clip.checkpoints import conversion, dialects, settings, writing
 from paddle_clip.checkpoints.files import replacing, sha256
 from tiny_world import (
     BACKGROUNDS,
@@ -35,12 +36,10 @@ from tiny_world import (
     HELD_OUT,
     MOST_PAIRS,
     PLURAL_TEMPLATES,
-    PLURALS,
     POSITIONS,
     SEEN,
     SIZES,
     TEMPLATES,
-    about,
     caption,
     draw,
     random_pairs,
@@ -125,12 +124,13 @@ def train(model, steps, seed, batch_size=48, rate=2e-3, log_every=100):
 
 def save(model, path):
     """Writes OpenAI's state dict as `torch.save` would, in half precision but for norms and small embeddings."""
-    arrays = dict(dialects.to_openai(name, tensor.numpy()) for name, tensor in model.state_dict().items())
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    metadata = settings.metadata_of(model.config, model.preprocessing)
 
     def dtype_of(name):
         return "float16" if name == "token_embedding.weight" else dialects.published_dtype(name)
 
-    writing.write(path, arrays, dtype_of, lambda checksums: {"activation": "quickgelu", "crc32": checksums})
+    writing.write(path, conversion.layout(arrays, path), dtype_of, lambda checksums: {**metadata, "crc32": checksums})
 
 
 # ---- Evaluation ----------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def encode_images(model, images, batch=200):
 def encode_texts(model, *several):
     """Normalised features [N, E] of N classes, each the mean over lists of N texts (paper, section 3.1.4)."""
     with paddle.no_grad():
-        features = [model.encode_text(paddle_clip.tokenize(texts)).numpy() for texts in several]
+        features = [model.encode_text(model.tokenize(texts)).numpy() for texts in several]
     mean = sum(rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in features)
     return mean / np.linalg.norm(mean, axis=1, keepdims=True)
 
@@ -164,10 +164,11 @@ def test_pictures(combinations, number, seed, side=64):
     return scenes, [draw(scene, random, side) for scene in scenes]
 
 
-def evaluate(model, preprocess, scenes, pictures):
+def evaluate(model, preprocess, scenes, pictures, words=tiny_world):
     """Zero-shot accuracies, in percent: of colour and shape among all combinations, and of each other attribute.
 
     Unless said otherwise, each combination has a text for one object and one for several, and the nearest counts.
+    The texts are those of a module, in English or in Chinese.
     """
     images = encode_images(model, [preprocess(picture) for picture in pictures])
     labels = np.array([COMBINATIONS.index(scene[:2]) for scene in scenes])
@@ -175,8 +176,8 @@ def evaluate(model, preprocess, scenes, pictures):
     def classes(templates, names):
         return encode_texts(model, *([template.format(name) for name in names] for template in templates))
 
-    one = classes(TEMPLATES, [f"{colour} {shape}" for colour, shape in COMBINATIONS])
-    several = classes(PLURAL_TEMPLATES, [f"{colour} {PLURALS[shape]}" for colour, shape in COMBINATIONS])
+    one = classes(words.TEMPLATES, [words.name(*pair) for pair in COMBINATIONS])
+    several = classes(words.PLURAL_TEMPLATES, [words.plural(*pair) for pair in COMBINATIONS])
     similarity = images @ np.concatenate([one, several]).T  # [N, 2 * classes]
     best = similarity.argmax(axis=1) % len(COMBINATIONS)
     as_one = similarity[:, : len(COMBINATIONS)].argmax(axis=1)
@@ -197,10 +198,10 @@ def evaluate(model, preprocess, scenes, pictures):
         asked = [(image, scene) for image, scene in zip(images, scenes) if getattr(scene, attribute)]
         if not asked:
             continue
-        texts = [[about(scene, attribute, value) for value in values] for _, scene in asked]
+        texts = [[words.about(scene, attribute, value) for value in values] for _, scene in asked]
         distinct = sorted({text for row in texts for text in row})
         features = dict(zip(distinct, encode_texts(model, distinct)))
-        truth = [about(scene, attribute, getattr(scene, attribute)) for _, scene in asked]
+        truth = [words.about(scene, attribute, getattr(scene, attribute)) for _, scene in asked]
         best = [max(row, key=lambda text: features[text] @ image) for (image, _), row in zip(asked, texts)]
         accuracies[attribute] = percent(np.array(best) == truth)
     return accuracies

@@ -21,7 +21,7 @@ from .checkpoints.reading import find_weights, read
 from .checkpoints.writing import verify_checksums
 from .encoding import HALF_DTYPES, device_name, require_dtype
 from .errors import CheckpointError
-from .presets import PRESETS, TINY, Preset, build
+from .presets import PRESETS, TINY, TINY_CN, Preset, build
 from .presets import preset as find_preset
 from .transforms import ImageTransform, image_transform
 
@@ -67,8 +67,9 @@ def load(
 
     Args:
         name_or_path: a name listed by `available_models()`, which is downloaded and converted once; "tiny", a small
-            model of coloured shapes that is in the package and needs no network; or the path of a `.pt`, `.pdparams` or
-            `.safetensors` file, of this library or another, or of a model's folder: all that `convert` takes.
+            model of coloured shapes that is in the package and needs no network, or "tiny_cn", which knows them in
+            Chinese; or the path of a `.pt`, `.pdparams` or `.safetensors` file, of this library or another, or of a
+            model's folder: all that `convert` takes.
         dtype: what the towers compute in: "float32", "float64", or on a GPU "float16" or "bfloat16"; half precision
             leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files. Paddle's own, such as
             `paddle.float32`, will do too.
@@ -165,13 +166,13 @@ def _float32_by_default() -> Iterator[None]:
 def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None) -> str:
     """The path of a file, of a folder's weights, or of the file of a model by name, fetched if need be; see `load`."""
     name_or_path = os.fspath(name_or_path)
-    if name_or_path not in (*available_models(), TINY.name):
+    if name_or_path not in (*available_models(), TINY.name, TINY_CN.name):
         path = find_weights(name_or_path)
         if os.path.isfile(path):
             return path
     row = _row_of(name_or_path)
-    if row is TINY:
-        return os.path.join(os.path.dirname(__file__), "data", TINY.file)
+    if row in (TINY, TINY_CN):
+        return os.path.join(os.path.dirname(__file__), "data", row.file)
     return _cached(row, cache_folder(cache_dir))
 
 

@@ -182,6 +182,15 @@ _OTHER_WORDS = {"openai/clip-": "", "-quickgelu": "", "base-patch": "b", "large-
 # The model in the package, which examples/train_tiny.py trained on pictures of coloured shapes.
 TINY = Preset("tiny", "clip_tiny.pt", None, 3_886_911, CLIPConfig(64, 64, (2, 2, 2, 1), 10, None, 64, 1, 3))
 
+# The same image tower beside a small BERT, which examples/train_tiny_cn.py trained on Chinese captions.
+TINY_CN = Preset(
+    "tiny_cn",
+    "clip_tiny_cn.pt",
+    None,
+    2_075_519,
+    CLIPConfig(64, 64, (2, 2, 2, 1), 10, None, 64, 1, 3, 52, 21128, text_tower="bert"),
+)
+
 
 def preset(name: str) -> Preset:
     """The row for a model's name: OpenAI's, such as "RN50", open_clip's, such as "ViT-H-14", or Chinese-CLIP's.
@@ -191,7 +200,7 @@ def preset(name: str) -> Preset:
     Raises:
         ValueError: if there is no such model; the message lists the known ones.
     """
-    rows = {_letters(row.name): row for row in (*PRESETS, *OPEN_CLIP, *CHINESE, TINY)}
+    rows = {_letters(row.name): row for row in (*PRESETS, *OPEN_CLIP, *CHINESE, TINY, TINY_CN)}
     if _letters(name) in rows:
         return rows[_letters(name)]
     nearest = difflib.get_close_matches(_letters(name), rows, 1)
@@ -209,7 +218,7 @@ def _letters(name: str) -> str:
 
 def preset_of(config: CLIPConfig) -> Optional[Preset]:
     """The row of the sizes that the shapes of `config`'s weights tell, or None: whatever its activation and heads."""
-    rows = (*PRESETS, *OPEN_CLIP, *CHINESE, TINY)
+    rows = (*PRESETS, *OPEN_CLIP, *CHINESE, TINY, TINY_CN)
     return next((row for row in rows if _shape_sizes(row.config) == _shape_sizes(config)), None)
 
 

@@ -159,6 +159,7 @@ def _opened(image: Any, exif: bool) -> Iterator[Image.Image]:
         return
     if isinstance(image, io.TextIOBase):
         raise ValueError(f"{getattr(image, 'name', 'the file')} is open for reading text: open it with mode 'rb'")
+    file: Any
     if isinstance(image, Picture):
         file, name = io.BytesIO(image.read()), f"{image!s:.300}"
     elif isinstance(image, (str, os.PathLike)):

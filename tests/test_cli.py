@@ -91,7 +91,7 @@ def fails(cli_run):
 
 def test_models(succeeds):
     listed = succeeds("models", "--json", with_model=False)
-    assert [row["name"] for row in listed] == [*paddle_clip.available_models(), "tiny"]
+    assert [row["name"] for row in listed] == [*paddle_clip.available_models(), "tiny_cn", "tiny"]
     assert listed[0]["parameters"] == 102_007_137
     assert listed[0]["image_resolution"] == 224
     assert succeeds("models", with_model=False).splitlines()[-1].split()[0] == "tiny"

@@ -56,7 +56,7 @@ def without_comments(block):
     """The code of a block without its comments."""
     if block.language == "python":
         return ast.dump(ast.parse(block.code))
-    return commands(block.code) if block.language == "bash" else block.code
+    return sorted(commands(block.code)) if block.language == "bash" else block.code
 
 
 @pytest.fixture(params=NAMES)

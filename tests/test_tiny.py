@@ -11,6 +11,7 @@ from conftest import ROOT
 import paddle_clip
 import parity
 import tiny_world
+import tiny_world_cn
 import train_tiny
 from paddle_clip import presets
 from paddle_clip.checkpoints.conversion import check
@@ -53,7 +54,7 @@ def test_it_loads_without_a_network_or_a_cache(monkeypatch, tmp_path):
 def test_it_is_named_but_no_model_of_openais():
     assert "tiny" not in paddle_clip.available_models()
     assert presets.TINY not in presets.PRESETS
-    with pytest.raises(ValueError, match="'tiny' without a network"):
+    with pytest.raises(ValueError, match="did you mean tiny"):
         paddle_clip.load("tinny")
     assert check(FILE)[0].preset == "tiny"
 
@@ -175,3 +176,41 @@ def test_the_example_of_finetuning_starts(run):
     """Its data are drawn when it is imported; the training itself takes minutes."""
     done = run("-c", "import sys; sys.path.insert(0, 'examples'); import finetune; print(len(finetune.NEW))")
     assert done.stdout.strip() == "5", done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- Chinese
+
+
+def test_it_knows_its_world_in_chinese():
+    with open(os.path.join(DATA, "clip_tiny_cn.json"), encoding="utf-8") as file:
+        record = json.load(file)
+    path = os.path.join(DATA, presets.TINY_CN.file)
+    assert sha256(path) == record["sha256"]
+    assert os.path.getsize(path) == record["bytes"] < 5e6
+    assert record["parameters"] == presets.TINY_CN.parameters
+    held_out = record["accuracy in percent"]["held out"]
+    assert held_out["colour and shape"] >= 95
+    model, preprocess = paddle_clip.load("tiny_cn")
+    names = {tiny_world_cn.name(*pair): pair for pair in tiny_world.COMBINATIONS}
+    found = paddle_clip.classify(model, preprocess, paddle_clip.samples(), list(names))
+    for path, best in zip(paddle_clip.samples(), found):
+        assert "-".join(names[best[0].label]) == os.path.splitext(os.path.basename(path))[0]
+
+
+def test_what_it_measures_on_pictures_of_combinations_it_never_read_of():
+    """The figure in the record, on fewer pictures."""
+    model, preprocess = paddle_clip.load("tiny_cn")
+    scenes, pictures = train_tiny.test_pictures(tiny_world.HELD_OUT, 190, seed=1)
+    accuracy = train_tiny.evaluate(model, preprocess, scenes, pictures, tiny_world_cn)
+    assert accuracy["colour and shape"] >= 90
+
+
+def test_its_script_trains_and_saves(run, tmp_path):
+    script = os.path.join("examples", "train_tiny_cn.py")
+    done = run(script, "--steps", "3", "--batch-size", "4", "--pictures", "10", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["clip_tiny_cn.json", "clip_tiny_cn.pt"]
+    model, _ = paddle_clip.load(tmp_path / "clip_tiny_cn.pt")
+    tiny = paddle_clip.load("tiny")[0]
+    for name, tensor in tiny.visual.state_dict().items():  # the image tower stays as it is
+        np.testing.assert_allclose(model.visual.state_dict()[name].numpy(), tensor.numpy(), atol=1e-3)

@@ -115,7 +115,7 @@ def convert(
             return {**described, "source_sha256": digest.result(), "crc32": checksums}
 
         dtype_of: Callable[[str], str] = dialects.published_dtype if dtype == "published" else lambda name: dtype
-        write(output, _layout(weights.arrays, output), dtype_of, metadata, progress, checkpoint.release)
+        write(output, layout(weights.arrays, output), dtype_of, metadata, progress, checkpoint.release)
         report = _report(checkpoint, weights, digest.result())
     seconds = time.perf_counter() - start
     return report._replace(output=output, bytes=os.path.getsize(output), seconds=seconds)
@@ -192,10 +192,10 @@ def save_weights(arrays: dict[str, Any], model: Model, path: StrPath) -> None:
     """Writes weights of a model that need not be those it has; see `save`."""
     path = expanded(path)
     described = metadata_of(model.config, model.preprocessing)
-    write(path, _layout(arrays, path), lambda name: "keep", lambda checksums: {**described, "crc32": checksums})
+    write(path, layout(arrays, path), lambda name: "keep", lambda checksums: {**described, "crc32": checksums})
 
 
-def _layout(arrays: dict[str, Any], output: str) -> dict[str, Any]:
+def layout(arrays: dict[str, Any], output: str) -> dict[str, Any]:
     """The arrays under the names and in the layouts that the extension of the output asks for."""
     if not output.endswith(".pt"):
         return arrays

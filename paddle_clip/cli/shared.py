@@ -211,7 +211,7 @@ def _handle_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def load_encoder(arguments: argparse.Namespace, images: Sequence[str]) -> "tuple[Encoder, ImageTransform]":
+def load_encoder(arguments: argparse.Namespace, images: Sequence[Any]) -> "tuple[Encoder, ImageTransform]":
     """The model and preprocessing of `add_model`'s and `add_engine`'s options.
 
     Args:
@@ -241,7 +241,7 @@ def load_encoder(arguments: argparse.Namespace, images: Sequence[str]) -> "tuple
             engine,
             arguments.precision,
             threads=arguments.threads,
-            calibration=images,
+            calibration=[image for image in images if isinstance(image, str)],  # not those within shards
             **settings(arguments),
         )
     except CacheError as error:
