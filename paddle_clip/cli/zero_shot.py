@@ -193,7 +193,7 @@ def _evaluate_table(arguments: argparse.Namespace, has_labels: bool) -> None:
     if has_labels or arguments.on_error != "raise":
         raise ValueError(f"{arguments.folder} has captions of its own: leave out labels, prompts and on_error='skip'")
     pairs = read_pairs(arguments.folder)
-    model, preprocess = load_encoder(arguments, [image for image, _ in pairs])
+    model, preprocess = load_encoder(arguments, [image for image, _ in pairs if isinstance(image, str)])
 
     from ..recall import retrieval
 
