@@ -1,6 +1,7 @@
 """What code written for other models does, done with ours: arguments, names, workers, pickles, adapters, silence."""
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -256,6 +257,21 @@ def test_the_library_says_nothing_unasked(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_commands_say_nothing_unasked(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "GLOG_minloglevel"}
+    environment.update(PYTHONPATH=ROOT, PADDLE_CLIP_CACHE=str(tmp_path))
+
+    def outputs(line):
+        command = [sys.executable, "-m", "paddle_clip", *line.split()]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), line
+        return done.stdout
+
+    assert len(json.loads(outputs("bench --model tiny --repeat 1 --batch-size 1 --json"))) == 2
+    assert len(json.loads(outputs("classify @samples --labels a b --model tiny --engine paddle --json"))) == 8
+    assert len(outputs("embed @samples -o samples.npy --model tiny").splitlines()) == 1
 
 
 def test_help_is_short():
