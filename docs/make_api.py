@@ -22,6 +22,7 @@ TOPICS = {  # {room of the package: its heading in English and in Chinese}
     "images": ("Sample pictures", "示例图片"),
     "zeroshot": ("Zero-shot classification", "零样本分类"),
     "features": ("Features and search", "特征与检索"),
+    "bulk": ("Features in many processes", "多进程提取特征"),
     "probe": ("Linear probe", "线性探测"),
     "training": ("Fine-tuning", "微调"),
     "adapting": ("Forgetting less", "少遗忘一些"),
