@@ -179,8 +179,8 @@ def _program_of_json(path: str) -> Program:
     names = set()
     for operation in block["ops"]:
         dialect, _, name = operation["#"].rpartition(".")
-        # "p" is a parameter; 0 is the dialect that builds lists of values, 1 that of what computes.
-        is_known = operation["#"] in ("p", "0.combine") or (dialect == "1" and name in _OPERATORS)
+        # "p" is a parameter; dialect 0 builds lists of values and takes them apart, 1 computes.
+        is_known = operation["#"] in ("p", "0.combine", "0.slice", "0.split") or (dialect == "1" and name in _OPERATORS)
         names |= {"a block in a block" if "regions" in operation else "" if is_known else operation["#"]}
         if name in found:
             output = operation["O"][0] if isinstance(operation["O"], list) else operation["O"]
