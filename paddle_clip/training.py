@@ -24,6 +24,7 @@ from .checks import unwrapped
 from .defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, WARMUP, WEIGHT_DECAY
 from .distributed import Ranks, join, slice_of
 from .encoding import HALF_DTYPES
+from .errors import CheckpointError
 from .extras import require
 from .hub import load
 from .images import Batch, batches
@@ -251,7 +252,7 @@ class _Training:
         checkpoint: Optional[str],
     ):
         self.model, self.ranks, self.settings, self.output, self.checkpoint = model, ranks, settings, output, checkpoint
-        self.frozen = frozen_tower(model, trained)
+        self.trained, self.frozen = trained, frozen_tower(model, trained)
         self.optimizer = _optimizer(trained, settings["weight_decay"], settings["clip_norm"])
         self.scaler = paddle.amp.GradScaler(enable=settings["amp"] == "float16")
         self.step = 0
@@ -272,6 +273,9 @@ class _Training:
         batch_size, pairs_of_rank = settings["batch_size"], settings["batch_size"] * settings["accumulate"]
         steps_of_epoch = len(pairs) // (pairs_of_rank * ranks.count)
         steps = settings["epochs"] * steps_of_epoch
+        if self.step > steps:
+            told = f"{self.checkpoint} is of step {self.step!s:.40}, and the training has {steps}"
+            raise CheckpointError(f"{told}; delete it to start anew")
         drawn = _drawn(pairs, steps, pairs_of_rank, settings["seed"], ranks)
         names = _Lazy(len(drawn), lambda index: drawn[index][0])
         read_ahead = batches(preprocess, names, drawn, pairs_of_rank, workers, None, self.step * pairs_of_rank)
@@ -311,7 +315,9 @@ class _Training:
         """Goes on from the checkpoint, if there is one."""
         assert self.checkpoint is not None and self.output is not None
         if os.path.exists(self.checkpoint):
-            state = resume_checkpoint(self.checkpoint, self.model, self.optimizer, self.scaler, self.settings)
+            state = resume_checkpoint(
+                self.checkpoint, self.model, self.optimizer, self.trained, self.scaler, self.settings
+            )
             self.step, self.best = state["step"], state.get("best")
         if self.best is not None:  # the output has these weights
             self.best_weights = load(self.output)[0].state_dict()

@@ -12,10 +12,12 @@ import paddle
 import pytest
 from conftest import DEVICES
 from PIL import Image
+from safetensors.numpy import save_file
 
 import paddle_clip
 from paddle_clip import CheckpointError, ContrastiveLoss, distributed, finetune, presets, training
 from paddle_clip.checkpoints import reading, writing
+from paddle_clip.checkpoints.files import crc32_of_array
 from variants import RESNET, VARIANTS, VIT
 
 SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1, 12)  # with the full vocabulary
@@ -329,6 +331,56 @@ def test_damaged_and_foreign_checkpoints(model, pairs, unfinished, tmp_path):
     paddle_clip.save(model, file)
     with pytest.raises(CheckpointError, match="is not a checkpoint of a training"):
         finetune(model, pairs, tmp_path / "x.pdparams", resume=True, **unfinished)
+
+
+def rewrite(file, change):
+    """Writes a checkpoint again after a change of {name: array} and of what it tells, with right checksums."""
+    checkpoint = reading.read(file)
+    arrays = {name: np.array(array) for name, array in checkpoint.items()}
+    metadata, state = dict(checkpoint.metadata), json.loads(checkpoint.metadata["training"])
+    with_checksums = change(arrays, state) is not False
+    metadata["training"] = json.dumps(state)
+    checksums = {name: f"{crc32_of_array(array):08x}" for name, array in arrays.items()}
+    metadata["crc32"] = json.dumps(checksums if with_checksums else {})
+    del checkpoint
+    save_file(arrays, file, metadata)
+
+
+def drop(arrays, ending):
+    del arrays[next(name for name in arrays if name.endswith(ending))]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays, state: None, None),
+        (lambda arrays, state: False, "is not a checkpoint of a training"),
+        (lambda arrays, state: state.update(step=7), "is of step 7, and the training has 6; delete it"),
+        (lambda arrays, state: state.update(step=0), "is not a checkpoint of a training"),
+        (lambda arrays, state: state.update(step=float("inf")), "is not a checkpoint of a training"),
+        (lambda arrays, state: state.update(step="2"), "is not a checkpoint of a training"),
+        (lambda arrays, state: state.update(scaler={"scale": 1}), "is not a checkpoint of a training"),
+        (lambda arrays, state: state.update(settings=[[[], 1]]), "is not a checkpoint of a training"),
+        (lambda arrays, state: drop(arrays, ".moment1_0"), "1 missing"),
+        (lambda arrays, state: drop(arrays, "visual.proj"), "visual.proj"),
+        (
+            lambda arrays, state: arrays.update({"optimizer.logit_scale.moment1_0": np.zeros(3, np.float32)}),
+            "misshapen",
+        ),
+        (lambda arrays, state: arrays.update({"optimizer.logit_scale.moment1_0": np.array(1)}), "1 misshapen"),
+        (lambda arrays, state: arrays.update({"optimizer.x.moment1_0": np.zeros(1, np.float32)}), "1 unexpected"),
+    ],
+)
+def test_forged_checkpoints(model, pairs, unfinished, tmp_path, change, message):
+    """What fits neither the model nor the training is refused, and leaves the model as it was."""
+    rewrite(tmp_path / "x.checkpoint.safetensors", change)
+    before = state_of(model)
+    if not message:
+        assert finetune(model, pairs, tmp_path / "x.pdparams", resume=True, **unfinished)[0].step == 3
+        return
+    with pytest.raises(CheckpointError, match=message):
+        finetune(model, pairs, tmp_path / "x.pdparams", resume=True, **unfinished)
+    assert_equal(state_of(model), before)
 
 
 def test_resuming_without_a_checkpoint_starts_anew(model, pairs, tmp_path):
