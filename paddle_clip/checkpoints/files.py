@@ -291,7 +291,11 @@ def lock(descriptor: int, path: str, temporary: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise CheckpointError(f"another process is writing {path}; wait for it, or choose another output") from None
-    if not os.path.exists(temporary) or not os.path.samestat(os.fstat(descriptor), os.stat(temporary)):
+    try:
+        replaced = not os.path.samestat(os.fstat(descriptor), os.stat(temporary))
+    except FileNotFoundError:  # the other has renamed it
+        replaced = True
+    if replaced:
         raise CheckpointError(f"another process has just written {path}; run this again to replace it")
 
 
@@ -301,11 +305,16 @@ def open_hidden(path: str) -> BinaryIO:
     Raises:
         CheckpointError: if something else has its name, such as a link, whose target would be overwritten.
     """
+    wrong = CheckpointError(f"{path} is a link, or no file: delete it, or choose another output")
+    if os.path.islink(path):
+        raise wrong
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    found = os.lstat(path) if os.path.lexists(path) else None
-    if found and not (stat.S_ISREG(found.st_mode) and found.st_nlink == 1):
-        raise CheckpointError(f"{path} is a link, or no file: delete it, or choose another output")
-    return open(os.open(path, flags, 0o666), "r+b")
+    descriptor = os.open(path, flags, 0o666)
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:  # a name of another file's; 0 once a writer has replaced it
+        os.close(descriptor)
+        raise wrong
+    return open(descriptor, "r+b")
 
 
 @contextlib.contextmanager
