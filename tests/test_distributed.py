@@ -12,7 +12,7 @@ from conftest import ROOT
 import ranks as worker
 from paddle_clip.distributed import Ranks, slice_of
 
-GRADIENT_ERROR = 1e-12  # of a tensor's largest gradient, in float64; 2e-14 was measured
+GRADIENT_ERROR = 1e-12  # of a tensor's largest gradient, in float64
 WEIGHT_ERROR = 1e-6  # of the length of all weights, after twelve steps in float32; 2e-7 was measured
 
 
