@@ -19,7 +19,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from paddle_clip.presets import PRESETS, preset
+from paddle_clip.presets import CHINESE, OPEN_CLIP, PRESETS, preset
 from peers import LOWER, OURS, PEERS, make_checkpoint, medians, start
 
 
@@ -62,35 +62,40 @@ def matrix_product_limit():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    names = [row.name for row in PRESETS]
+    names = [row.name for row in (*PRESETS, *OPEN_CLIP, *CHINESE)]
     parser.add_argument("--models", nargs="+", default=["RN50", "ViT-B/32"], choices=names, metavar="MODEL")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--towers", nargs="+", default=["image", "text"], choices=["image", "text"])
     parser.add_argument("--peers", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS], metavar="PEER")
+    parser.add_argument(
+        "--lengths", nargs="+", type=int, help="tokens of the texts, which are padded (default: no pad)"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="by default nothing is set in the environment")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     arguments = parser.parse_args()
-    calls = [(tower, batch, 77) for tower in arguments.towers for batch in arguments.batches]
     limit = matrix_product_limit() if arguments.device == "cpu" else None
     print(f"{processor()}, {arguments.threads or 'all'} threads, {arguments.dtype}; {versions()}")
     if limit:
         print(f"Matrix products of side 1024: {limit / 1e9:.0f} GFLOP/s")
     for model in arguments.models:
-        measure(model, calls, arguments, limit)
+        measure(model, arguments, limit)
 
 
-def measure(model, calls, arguments, limit):
+def measure(model, arguments, limit):
     """Prints the table of one model."""
     config = preset(model).config
+    calls = [("image", batch, 0) for batch in arguments.batches if "image" in arguments.towers]
+    lengths = arguments.lengths or [config.context_length] if "text" in arguments.towers else []
+    calls += [("text", batch, length) for length in lengths for batch in arguments.batches]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_checkpoint(model, folder)
         workers = start(arguments.peers, checkpoint, arguments.device, arguments.threads, arguments.dtype)
         times = medians(workers, calls, arguments.rounds)
         for worker in workers.values():
             worker.close()
-    print(f"\n| {model}, a second | " + " | ".join(f"{tower} × {batch}" for tower, batch, _ in calls) + " |")
+    print(f"\n| {model}, a second | " + " | ".join(_head(*call) for call in calls) + " |")
     print("|---" * (len(calls) + 1) + "|")
     rates = {key: key[1][1] / seconds for key, seconds in times.items()}
     for peer in workers:
@@ -102,9 +107,13 @@ def measure(model, calls, arguments, limit):
             cells = [f"{rates[peer, call] / max(rates[other, call] for other in rivals):.2f}" for call in calls]
             print(f"| {OURS[peer]} / best peer | {' | '.join(cells)} |")
     for peer in (peer for peer in workers if peer in OURS and limit):
-        needed = [flops(config, tower) for tower, *_ in calls]
+        needed = [None if 0 < length < config.context_length else flops(config, tower) for tower, _, length in calls]
         cells = [f"{rates[peer, c] * n / limit:.0%}" if n else "" for c, n in zip(calls, needed)]
         print(f"| {OURS[peer]}, share of the limit | {' | '.join(cells)} |", flush=True)
+
+
+def _head(tower, batch, length):
+    return f"{tower} × {batch}" + (f", {length} tokens" if length else "")
 
 
 def processor():

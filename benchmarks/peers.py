@@ -25,8 +25,8 @@ OURS = {
     "light": "Paddle-CLIP, an exported folder without Paddle",
 }
 PEERS = {
-    "openai": "OpenAI's code, PyTorch eager",
-    "torch.compile": "OpenAI's code, torch.compile",
+    "openai": "OpenAI's code (or cn_clip's, open_clip's), PyTorch eager",
+    "torch.compile": "the same, torch.compile",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO, float32",
     "openvino_default": "OpenVINO, its own default precision",
@@ -125,12 +125,13 @@ def medians(workers, calls, rounds, pause=0.2):
 
 
 def inputs(tower, batch, length, config, seed=0):
-    """Random images [B, 3, R, R] in float32, or tokens [B, L] in int64 with end-of-text at the last place."""
+    """Random images [B, 3, R, R] in float32, or texts of a length, padded to the context, in int64."""
     random = np.random.default_rng(seed)
     if tower == "image":
         return random.standard_normal((batch, 3, config.image_resolution, config.image_resolution), np.float32)
-    tokens = random.integers(1, config.vocab_size - 2, (batch, length))
-    tokens[:, 0], tokens[:, -1] = config.vocab_size - 2, config.vocab_size - 1
+    tokens = np.zeros((batch, config.context_length), np.int64)
+    tokens[:, :length] = random.integers(1, config.vocab_size - 2, (batch, length))
+    tokens[:, 0], tokens[:, length - 1] = config.vocab_size - 2, config.vocab_size - 1
     return tokens
 
 
@@ -311,6 +312,8 @@ def hugging_face(checkpoint, device, dtype):
     config = _config(checkpoint)
     if config.vision_patch_size is None:
         raise ImportError("transformers has no ResNet CLIP")
+    if config.text_tower == "bert":
+        return _hugging_face_chinese(config, device, dtype)
     model = transformers.CLIPModel(
         transformers.CLIPConfig(
             projection_dim=config.embed_dim,
@@ -343,6 +346,33 @@ def hugging_face(checkpoint, device, dtype):
     return call
 
 
+def _hugging_face_chinese(config, device, dtype):
+    import torch
+    from transformers import ChineseCLIPConfig, ChineseCLIPModel
+
+    def sizes(width, layers, heads):
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        return dict(zip(names, (width, 4 * width, layers, heads)))
+
+    text = sizes(config.transformer_width, config.transformer_layers, config.transformer_heads)
+    vision = sizes(config.vision_width, config.vision_layers, config.vision_heads)
+    vision.update(image_size=config.image_resolution, patch_size=config.vision_patch_size)
+    settings = ChineseCLIPConfig(
+        text_config={**text, "vocab_size": config.vocab_size}, vision_config=vision, projection_dim=config.embed_dim
+    )
+    model = ChineseCLIPModel(settings).eval().to(device, getattr(torch, dtype))
+
+    def call(tower, array):
+        with torch.no_grad():
+            given = torch.from_numpy(array).to(device)
+            if tower == "image":
+                return model.visual_projection(model.vision_model(given).pooler_output).cpu().numpy()
+            states = model.text_model(given, attention_mask=(given != 0).long()).last_hidden_state
+            return model.text_projection(states[:, 0]).cpu().numpy()
+
+    return call
+
+
 def paddleclip(checkpoint, device, dtype):
     folder = os.path.join(sys.prefix, "paddleclip")
     if not os.path.isdir(folder):
@@ -355,6 +385,8 @@ def paddleclip(checkpoint, device, dtype):
     from clip.model import CLIP
 
     config = _config(checkpoint)
+    if config.text_tower == "bert":
+        raise ImportError("paddleclip has no Chinese-CLIP")
     model = CLIP(
         embed_dim=config.embed_dim,
         image_resolution=config.image_resolution,

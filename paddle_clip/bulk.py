@@ -327,7 +327,7 @@ def _cluster(address: Optional[str]) -> Iterator[Any]:
     if address:
         _require_reachable(address)
     own: dict[str, Any] = {} if address else {"num_cpus": available_cores(), "include_dashboard": False}
-    ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
