@@ -308,7 +308,7 @@ def _download(url: str, partial: str, largest: int) -> None:
 
 def _place(response: http.client.HTTPResponse, have: int) -> tuple[int, Optional[int]]:
     """Where the bytes of a response belong in the file, and the file's size if it is told."""
-    if response.status not in (200, 206):
+    if response.status not in (200, 206, None):  # none is given for a mirror's file://
         raise OSError(f"the server answered {response.status} {response.reason}, and sent no file")
     start = have if response.status == 206 else 0  # otherwise the server sends the file from its start
     sent = response.headers.get("Content-Range")

@@ -201,7 +201,8 @@ def test_what_embed_is_asked_for(cli_run, photos, monkeypatch, tmp_path):
         raise ValueError("differs; run it as it was, or with resume=False to start anew")
 
     monkeypatch.setattr(features, "embed", embed)
-    defaults = {"batch_size": 64, "workers": None, "on_error": "raise", "normalize": True, "resume": True}
+    defaults = {"batch_size": 64, "workers": None, "on_error": "raise", "normalize": True}
+    defaults.update(resume=True, shard=None)
     _, _, err = cli_run("embed", photos, "-o", tmp_path / "x.npy")
     assert asked == defaults
     assert err == "error: differs; run it as it was, or with --no-resume to start anew\n"
@@ -210,7 +211,8 @@ def test_what_embed_is_asked_for(cli_run, photos, monkeypatch, tmp_path):
         (["--skip-damaged"], "--restart"),
     ):  # the older spelling
         cli_run("embed", photos, "-o", tmp_path / "x.npy", "--batch-size", 3, "--workers", 2, *skip, "--raw", anew)
-        assert asked == {"batch_size": 3, "workers": 2, "on_error": "skip", "normalize": False, "resume": False}
+        expected = {"batch_size": 3, "workers": 2, "on_error": "skip", "normalize": False, "resume": False}
+        assert asked == {**expected, "shard": None}
 
 
 def test_evaluate(succeeds, photos):
@@ -361,8 +363,8 @@ def test_no_images(fails, tmp_path):
 def test_features_that_are_none(fails, tmp_path):
     (tmp_path / "text.npy").write_text("no features")
     (tmp_path / "empty.npy").write_bytes(b"")
-    for name in ("text.npy", "empty.npy"):
-        assert fails("search", tmp_path / name, "a", words=[f"{name} is not a file of features: expected what `embed`"])
+    for name, problem in (("text.npy", "is not a file of features: expected what `embed`"), ("empty.npy", "is empty")):
+        assert fails("search", tmp_path / name, "a", words=[f"{name} {problem}"])
 
 
 def test_what_would_fail_late_fails_at_once(fails, succeeds, photos, tmp_path, monkeypatch):

@@ -316,7 +316,7 @@ TOKENS = [
     (["a dog"], r"a list of str; .*tokenize\(texts\)"),
     ("a dog", "of the type str; .*tokenize"),
     (np.zeros([77], np.int64), r"tokens\[None\]"),
-    (np.zeros([1, 100], np.int64), r"takes \[N, 1 to 77\]: tokenize\(texts, context_length=77, truncate=True\)"),
+    (np.zeros([1, 100], np.int64), r"takes \[N, 1 to 77\]: model\.tokenize\(texts, truncate=True\)"),
     (np.zeros([1, 0], np.int64), r"takes \[N, 1 to 77\]"),
     (np.zeros([1, 1, 77], np.int64), r"takes \[N, 1 to 77\]"),
     (np.zeros([1, 77], np.float32), "tokens are float32; .*int64"),
@@ -438,10 +438,10 @@ def test_captions_that_are_no_text_are_named(model, pair, message):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("embed_dim", 65, "embed_dim 65, and the program gives 64"),
+        ("embed_dim", 65, r"embed_dim 65, and the program gives \[-1, 64\]"),
         ("context_length", 10**9, "context_length 1000000000, and the program has no"),
         ("context_length", 78, "context_length 78, and the program has no"),
-        ("image_resolution", 96, r"image_resolution 96, and the program takes \[3, 64, 64\]"),
+        ("image_resolution", 96, r"image_resolution 96, and the program takes \[-1, 3, 64, 64\]"),
         ("logit_scale", float("nan"), "no sound value for, logit_scale"),
         ("vocab_size", -3, "no sound value for, vocab_size"),
     ],
