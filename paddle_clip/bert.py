@@ -181,9 +181,14 @@ class BertModel(nn.Layer):
         self.embeddings = BertEmbeddings(vocab_size, positions, width)
         self.encoder = BertEncoder(width, layers, heads, mlp_width or 4 * width)
 
+    @property
+    def dtype(self) -> paddle.dtype:
+        """The dtype the blocks compute in; embeddings and norms of half-precision models stay in float32."""
+        return self.encoder.layer[0].intermediate.dense.weight.dtype
+
     def hidden_states(self, text: Tensor) -> list[Tensor]:
         """All tokens before the first block and after each one: [B, L] -> [B, L, D] each."""
-        x = self.embeddings(text)
+        x = self.embeddings(text).astype(self.dtype)
         return self.encoder(x, padding_bound(text, x.dtype))
 
     def forward(self, text: Tensor) -> Tensor:
@@ -198,7 +203,7 @@ class BertModel(nn.Layer):
         *layers, last = self.encoder.layer
         if not is_traced() or has_hooks(self, self.encoder, last, last.attention, last.attention.self):
             return self(text)[:, :1]
-        x = self.embeddings(text)
+        x = self.embeddings(text).astype(self.dtype)
         bound = padding_bound(text, x.dtype)
         for layer in layers:
             x = layer(x, bound)
@@ -240,7 +245,7 @@ class ChineseCLIP(CLIP):
             normal_(self.text_projection, self.config.transformer_width**-0.5)
 
     def _text_dtype(self) -> paddle.dtype:
-        return self.bert.encoder.layer[0].intermediate.dense.weight.dtype
+        return self.bert.dtype
 
     def _embedding(self) -> nn.Layer:
         return self.bert.embeddings.word_embeddings
