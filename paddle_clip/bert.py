@@ -77,12 +77,15 @@ class BertSelfAttention(nn.Layer):
         return attention(q, self.key(x), self.value(x), self.heads, bound=bound)[0]
 
 
-class BertSelfOutput(nn.Layer):
-    """The output projection of an attention, added to the attention's input and normalised."""
+class BertOutput(nn.Layer):
+    """A linear layer whose result is added to what the attention, or the MLP, began with, and normalised.
 
-    def __init__(self, width: int):
+    cn_clip's `BertSelfOutput` and `BertOutput`.
+    """
+
+    def __init__(self, in_features: int, width: int):
         super().__init__()
-        self.dense = dense(width, width)
+        self.dense = dense(in_features, width)
         self.LayerNorm = LayerNorm(width, EPSILON)
 
     def forward(self, x: Tensor, identity: Tensor) -> Tensor:
@@ -95,7 +98,7 @@ class BertAttention(nn.Layer):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.self = BertSelfAttention(width, heads)
-        self.output = BertSelfOutput(width)
+        self.output = BertOutput(width, width)
 
     def forward(self, x: Tensor, bound: Tensor) -> Tensor:
         return self.output(self.self(x, bound), x)
@@ -116,18 +119,6 @@ class BertIntermediate(nn.Layer):
         return F.gelu(self.dense(x))
 
 
-class BertOutput(nn.Layer):
-    """The output layer of the MLP, added to the MLP's input and normalised."""
-
-    def __init__(self, width: int, mlp_width: int):
-        super().__init__()
-        self.dense = dense(mlp_width, width)
-        self.LayerNorm = LayerNorm(width, EPSILON)
-
-    def forward(self, x: Tensor, identity: Tensor) -> Tensor:
-        return self.LayerNorm(self.dense(x) + identity)
-
-
 class BertLayer(nn.Layer):
     """Post-norm transformer block: [B, L, D] -> [B, L, D]."""
 
@@ -135,7 +126,7 @@ class BertLayer(nn.Layer):
         super().__init__()
         self.attention = BertAttention(width, heads)
         self.intermediate = BertIntermediate(width, mlp_width)
-        self.output = BertOutput(width, mlp_width)
+        self.output = BertOutput(mlp_width, width)
 
     def forward(self, x: Tensor, bound: Tensor) -> Tensor:
         x = self.attention(x, bound)

@@ -1,9 +1,7 @@
 """Writes the small models of make_files.py with the code of other libraries, and their outputs in float64."""
 
-import importlib.machinery
 import os
 import sys
-import types
 
 import torch
 
@@ -15,37 +13,10 @@ import numpy as np
 from transformers import CLIPConfig, CLIPModel
 
 import parity
+import reference
 from variants import RESNET, VARIANTS, VIT
 
-
-class Anything(type):
-    """A metaclass whose classes have every attribute."""
-
-    def __getattr__(cls, name):
-        return name
-
-
-class Stub(types.ModuleType):
-    """A stand-in for a module of torchvision, which open_clip needs for images only and which has no CPU-only build."""
-
-    def __init__(self, name):
-        super().__init__(name)
-        self.__path__ = []
-        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Anything(name, (), {})
-
-
-for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.ops.misc"):
-    sys.modules[name] = Stub(name)
-    parent, _, child = name.rpartition(".")
-    if parent in sys.modules:
-        setattr(sys.modules[parent], child, sys.modules[name])
-
-import open_clip
+open_clip = reference.open_clip()
 from open_clip.model import convert_to_custom_text_state_dict
 
 
