@@ -1,5 +1,4 @@
-"""What PyTorch has and Paddle lacks, or does slowly: initialisers, norms, masks, attention, strict loading,
-pickles.
+"""What PyTorch has and Paddle lacks, or does slowly: initialisers, norms, masks, attention, strict loading, pickles.
 
 Shape letters: B batch, C channels, L tokens, D width, H heads, E joint embedding.
 """
@@ -518,6 +517,7 @@ def _is_parameter(tensor: Tensor) -> bool:
     return isinstance(tensor, EagerParamBase)
 
 
-# Layers pickle if their Tensors do. Paddle 2 pickles none, and of a pickled parameter Paddle 3 makes a mere Tensor.
-for _kind in (paddle.Tensor, EagerParamBase):
-    copyreg.pickle(_kind, _reduced)
+# Layers pickle if their Tensors do. Of a pickled parameter Paddle 3 makes a mere Tensor, and Paddle 2 pickles neither.
+copyreg.pickle(EagerParamBase, _reduced)
+if paddle.__version__.startswith("2."):
+    copyreg.pickle(paddle.Tensor, _reduced)

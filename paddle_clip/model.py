@@ -101,9 +101,8 @@ class AttentionPool2D(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(2)  # [B, D, S*S]
-        x = paddle.concat([mean(x, self.positional_embedding.shape[0] - 1), x], axis=2).transpose(
-            [0, 2, 1]
-        )  # [B, S*S+1, D]
+        places = self.positional_embedding.shape[0] - 1  # S*S
+        x = paddle.concat([mean(x, places), x], axis=2).transpose([0, 2, 1])  # [B, S*S+1, D]
         x = x + self.positional_embedding.astype(x.dtype)
         q, k, v = few_rows(self.q_proj, x[:, :1]), self.k_proj, self.v_proj
         if may_read_weights(k, v):

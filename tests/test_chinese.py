@@ -1,5 +1,6 @@
 """Chinese-CLIP: against cn_clip's own code and Hugging Face's, its files, its tokens, its pictures, its programs."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -160,6 +161,33 @@ def test_settings_that_are_not_computed_are_refused(hugging_face, tmp_path, sect
         check(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["cn_clip", "Hugging Face"])
+def test_what_lies_beside_a_file_is_honoured(files, tmp_path, form):
+    """The published repositories hold cn_clip's file beside Hugging Face's settings."""
+    config = OTHERS["chinese_vit"]
+    name = "x.pt" if form == "cn_clip" else "model.safetensors"
+    if form == "cn_clip":
+        (tmp_path / name).write_bytes((files / "chinese_vit.pt").read_bytes())
+    else:
+        write(tmp_path / name, as_hugging_face(files), lambda name: "keep", lambda checksums: {})
+    text = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 6, "num_hidden_layers": 3}
+    text.update(vocab_size=150, max_position_embeddings=60)
+    vision = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "num_hidden_layers": 2}
+    vision.update(image_size=48, patch_size=16, hidden_act="gelu")
+    described = {"model_type": "chinese_clip", "projection_dim": 64, "text_config": text, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    pictures = {"image_mean": [0.5] * 3, "size": {"height": 48, "width": 48}, "do_center_crop": False}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pictures))
+    report, _ = check(tmp_path / name)
+    heads = {"transformer_heads": 6, "vision_head_width": 32, "activation": "gelu"}
+    assert report.config == dataclasses.replace(config, **heads)
+    assert report.preprocessing == Preprocessing(mean=(0.5, 0.5, 0.5), resize_mode="squash")
+    text["layer_norm_eps"] = 1e-5
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match="layer_norm_eps is 1e-05, expected 1e-12"):
+        check(tmp_path / name)
+
+
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
@@ -167,6 +195,38 @@ def arrays_of(files, kind):
     """{our name: array} of a file."""
     found = dialects.from_checkpoint(reading.read(files / f"{kind}.pt"))
     return {name: np.array(array) for name, array in found.arrays.items()}
+
+
+def as_hugging_face(files):
+    """The names and layouts of Hugging Face's ChineseCLIPModel."""
+    state = torch.load(files / "chinese_vit.pt", weights_only=True)["state_dict"]
+    pairs = [
+        ("bert.", "text_model."),
+        ("text_projection", "text_projection.weight"),
+        ("visual.proj", "visual_projection.weight"),
+        ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
+        ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+        ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+        ("visual.ln_pre", "vision_model.pre_layrnorm"),
+        ("visual.ln_post", "vision_model.post_layernorm"),
+        ("visual.transformer.resblocks", "vision_model.encoder.layers"),
+        ("attn.out_proj", "self_attn.out_proj"),
+        ("ln_1", "layer_norm1"),
+        ("ln_2", "layer_norm2"),
+        ("mlp.c_fc", "mlp.fc1"),
+        ("mlp.c_proj", "mlp.fc2"),
+    ]
+    found = {}
+    for name, tensor in state.items():
+        name, array = name.removeprefix("module."), tensor.numpy()
+        for ours, their in pairs:
+            name = name.replace(ours, their)
+        if ".attn.in_proj_" in name:
+            for letter, part in zip("qkv", np.split(array, 3)):
+                found[name.replace("attn.in_proj_", f"self_attn.{letter}_proj.")] = part
+        else:
+            found[name] = array.T if name.endswith("projection.weight") else array
+    return found
 
 
 @BOTH

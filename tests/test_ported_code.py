@@ -66,7 +66,7 @@ def tiny():
 
 def features(model, picture, text="a red circle"):
     with paddle.no_grad():
-        return [np.asarray(model.encode_image(picture)), np.asarray(model.encode_text(paddle_clip.tokenize(text)))]
+        return [np.asarray(model.encode_image(picture)), np.asarray(model.encode_text(model.tokenize(text)))]
 
 
 @pytest.fixture
@@ -228,13 +228,13 @@ class Adapted(paddle.nn.Layer):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("kind", ["vit", "tiny", "tiny_cn"])
 def test_adapters_of_every_projection_are_compiled(kind, engine):
-    model = paddle_clip.CLIP(32, 32, 2, 64, 16, 77, 49408, 64, 1, 2) if kind == "vit" else paddle_clip.load("tiny")[0]
+    model = paddle_clip.CLIP(32, 32, 2, 64, 16, 77, 49408, 64, 1, 2) if kind == "vit" else paddle_clip.load(kind)[0]
     model.eval()
     places = [(layer, name) for layer in model.sublayers() for name in list(layer._sub_layers)]
     places = [place for place in places if type(getattr(*place)) is paddle.nn.Linear]
-    assert len(places) == (16 if kind == "vit" else 4 + 12)
+    assert len(places) == {"vit": 16, "tiny": 4 + 12, "tiny_cn": 4 + 18}[kind]
     for place in places:
         setattr(*place, Adapted(getattr(*place)))
     side = model.config.image_resolution

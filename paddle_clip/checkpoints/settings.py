@@ -27,7 +27,8 @@ from .files import TORCHSCRIPT, Checkpoint, brief
 
 # Files beside a checkpoint that are read.
 FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
-_WITH_CONFIG = ("Hugging Face", "PaddleNLP")  # dialects whose settings are in config.json
+# Dialects whose settings are in config.json; cn_clip's files lie beside Hugging Face's in the published repositories.
+_WITH_CONFIG = ("Hugging Face", "PaddleNLP", "Chinese-CLIP")
 Expected = Mapping[str, Container[Any]]  # {setting: the values of it that are computed here}
 
 
@@ -159,7 +160,7 @@ def settings_of(
         told = _in_metadata(checkpoint.metadata, config, source)
     elif dialect in _WITH_CONFIG or is_open_clips:
         told = _beside(checkpoint, config, dialect, source)
-    elif not is_openais and dialect != "Chinese-CLIP":  # which has no settings but these
+    elif not is_openais:
         _warn_of_unread(checkpoint, dialect, source)
     told = told._replace(vision_head_width=_head_width(heads, told, config, is_openais, source))
     if given:
