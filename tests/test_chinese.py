@@ -454,3 +454,19 @@ def test_prompts_in_chinese():
         paddle_clip.prompts("CIFAR10", language="zh")
     with pytest.raises(ValueError, match="language is 'fr'; choose one of en, zh"):
         paddle_clip.available_prompts("fr")
+
+
+def test_templates_are_in_the_models_language(run):
+    model, preprocess = paddle_clip.load("tiny_cn")
+    picture, labels = paddle_clip.samples()[6], ["红色的圆形", "红色的正方形"]
+    default = paddle_clip.classify(model, preprocess, picture, labels)
+    assert default == paddle_clip.classify(model, preprocess, picture, labels, "一张{}的照片")
+    assert default != paddle_clip.classify(model, preprocess, picture, labels, "a photo of a {}.")
+    ensemble = paddle_clip.zero_shot_classifier(model, labels).numpy()
+    _, templates = paddle_clip.prompts("ImageNet", language="zh")
+    np.testing.assert_array_equal(ensemble, paddle_clip.zero_shot_classifier(model, labels, templates).numpy())
+    done = run("-m", "paddle_clip", "classify", picture, "--model", "tiny_cn", "--labels", *labels, "--json")
+    (found,) = json.loads(done.stdout)
+    for shown, expected in zip(found["labels"], default):
+        assert shown["label"] == expected.label
+        assert shown["probability"] == pytest.approx(expected.probability, abs=1e-5)
