@@ -92,10 +92,8 @@ def inference(model: Encoder) -> Iterator[Encoder]:
 
 
 def tokenized(model: Encoder, texts: Sequence[str], truncate: bool = False) -> np.ndarray:
-    """The ids [N, L] of texts, by the model's own tokenizer, or by OpenAI's where it has no `tokenize`."""
-    if hasattr(model, "tokenize"):
-        return np.asarray(model.tokenize(texts, truncate))
-    return token_ids(texts, model.context_length, truncate)
+    """The ids [N, L] of texts, by the tokenizer of the model's text tower, without a Tensor on the way."""
+    return token_ids(texts, model.context_length, truncate, getattr(model, "text_tower", "clip"))
 
 
 def encode_images(model: Encoder, pixels: np.ndarray) -> np.ndarray:

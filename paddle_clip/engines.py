@@ -281,8 +281,9 @@ class Predictor:
         }
 
     def tokenize(self, texts: Union[str, Sequence[str]], truncate: bool = False) -> Any:
-        """The padded token ids of texts, see `CLIP.tokenize`: a Tensor, or an array where Paddle is not installed."""
-        return as_tensor(token_ids(texts, self.context_length, truncate, self.text_tower))
+        """The padded token ids of texts, see `CLIP.tokenize`: a Tensor, or an array where Paddle is not imported."""
+        tokens = token_ids(texts, self.context_length, truncate, self.text_tower)
+        return as_tensor(tokens) if "paddle" in sys.modules else tokens
 
     def _run(self, tower: str, array: np.ndarray) -> np.ndarray:
         with self._lock:

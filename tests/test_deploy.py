@@ -508,6 +508,20 @@ def test_openvino_needs_no_paddle(exported, run, tmp_path):
     )
 
 
+@needs_extras
+def test_texts_import_no_paddle(run, tmp_path):
+    """A photo is classified without Paddle, texts and all, where Paddle is installed too."""
+    model, _ = paddle_clip.load("tiny")
+    paddle_clip.export(model, tmp_path / "tiny", openvino=True)
+    script = (
+        "import sys; from paddle_clip import Predictor, classify, samples; predictor = Predictor(sys.argv[1]); "
+        "print(classify(predictor, predictor.preprocess, [samples()[0]], ['a black cross', 'a red circle'])[0][0][0], "
+        "type(predictor.tokenize('a cross')).__name__, 'paddle' in sys.modules)"
+    )
+    done = run("-W", "ignore", "-c", script, tmp_path / "tiny")
+    assert done.stdout == "a black cross ndarray False\n", done.stderr
+
+
 def test_no_export(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"paddle_clip.export\(model, directory\) makes one"):
         paddle_clip.Predictor(tmp_path / "missing")
