@@ -35,11 +35,9 @@ from tiny_world import (
     COUNTS,
     HELD_OUT,
     MOST_PAIRS,
-    PLURAL_TEMPLATES,
     POSITIONS,
     SEEN,
     SIZES,
-    TEMPLATES,
     caption,
     draw,
     random_pairs,
@@ -207,11 +205,12 @@ def evaluate(model, preprocess, scenes, pictures, words=tiny_world):
     return accuracies
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=4700, help="batches to train on (default: %(default)s)")
+def parse(description, steps):
+    """The arguments of the command line; `steps` is the default."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--steps", type=int, default=steps, help="batches to train on (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=48, help="pairs in each batch (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and pictures (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and pairs (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=1200, help="pictures in each test (default: %(default)s)")
     package = os.path.normpath(os.path.join(ROOT, "paddle_clip", "data"))
     parser.add_argument("--output", default=package, help="folder to write into (default: the package's data)")
@@ -221,19 +220,17 @@ def main():
     if arguments.batch_size > MOST_PAIRS:
         parser.error(f"--batch-size must be {MOST_PAIRS} or less: plain captions are all different in a batch")
     os.makedirs(arguments.output, exist_ok=True)
-    start = time.perf_counter()
-    paddle.seed(arguments.seed)
-    model = paddle_clip.clip_tiny()
-    log = train(model, arguments.steps, arguments.seed, arguments.batch_size)
-    trained = time.perf_counter()
-    path = os.path.join(arguments.output, "clip_tiny.pt")
-    save(model, path)
+    return arguments
 
-    model, preprocess = paddle_clip.load(path)  # the file is tested, not the model in memory
+
+def test_and_record(path, words, arguments, log, start):
+    """Tests the model in a file, in the language of a module, and writes the record of its training beside it."""
+    trained = time.perf_counter()
+    model, preprocess = paddle_clip.load(path)
     accuracy = {}
     for name, combinations in (("held out", HELD_OUT), ("seen", SEEN)):
         scenes, pictures = test_pictures(combinations, arguments.pictures, arguments.seed)
-        accuracy[name] = evaluate(model, preprocess, scenes, pictures)
+        accuracy[name] = evaluate(model, preprocess, scenes, pictures, words)
         print(f"{name}: " + ", ".join(f"{what} {percent} %" for what, percent in accuracy[name].items()), flush=True)
     done = time.perf_counter()
     record = {
@@ -248,15 +245,26 @@ def main():
         "paddle": paddle.__version__,
         "pictures in each test": arguments.pictures,
         "choices": len(COMBINATIONS),
-        "templates": [*TEMPLATES, *PLURAL_TEMPLATES],
+        "templates": [*words.TEMPLATES, *words.PLURAL_TEMPLATES],
         "held out": [" ".join(pair) for pair in HELD_OUT],
         "accuracy in percent": accuracy,
         "loss": log,
     }
-    with replacing(os.path.join(arguments.output, "clip_tiny.json")) as (file, _):
-        file.write(json.dumps(record, indent=1).encode() + b"\n")
-    save_samples(os.path.join(arguments.output, "samples"))
+    with replacing(os.path.splitext(path)[0] + ".json") as (file, _):
+        file.write(json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
     print(f"{path}: {record['bytes']:,} bytes, {record['seconds']['in all']} s")
+
+
+def main():
+    arguments = parse(__doc__.split("\n")[0], steps=4700)
+    start = time.perf_counter()
+    paddle.seed(arguments.seed)
+    model = paddle_clip.clip_tiny()
+    log = train(model, arguments.steps, arguments.seed, arguments.batch_size)
+    path = os.path.join(arguments.output, "clip_tiny.pt")
+    save(model, path)
+    test_and_record(path, tiny_world, arguments, log, start)
+    save_samples(os.path.join(arguments.output, "samples"))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ each scene the model "tiny" reads the English caption, and BERT learns to give t
 picture is needed. The held-out combinations of train_tiny.py are held out of these captions too.
 """
 
-import argparse
-import json
 import os
 import sys
 import time
@@ -25,7 +23,6 @@ from tqdm import tqdm
 import paddle_clip
 import tiny_world
 import tiny_world_cn
-from paddle_clip.checkpoints.files import replacing, sha256
 from paddle_clip.presets import TINY_CN
 
 TEMPERATURE = 0.05  # of the softmax over the captions of a batch
@@ -66,14 +63,7 @@ def train(model, teacher, steps, seed, batch_size, rate=2e-3, log_every=100):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=4000, help="batches to train on (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=48, help="captions in each batch (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and captions (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=1200, help="pictures in each test (default: %(default)s)")
-    package = os.path.dirname(paddle_clip.samples()[0])
-    parser.add_argument("--output", default=os.path.dirname(package), help="folder to write into")
-    arguments = parser.parse_args()
+    arguments = train_tiny.parse(__doc__.split("\n")[0], steps=4000)
     start = time.perf_counter()
     paddle.seed(arguments.seed)
     teacher, _ = paddle_clip.load("tiny")
@@ -84,32 +74,7 @@ def main():
     log = train(model, teacher, arguments.steps, arguments.seed, arguments.batch_size)
     path = os.path.join(arguments.output, TINY_CN.file)
     train_tiny.save(model, path)
-
-    model, preprocess = paddle_clip.load(path)  # the file is tested, not the model in memory
-    accuracy = {}
-    for name, combinations in (("held out", tiny_world.HELD_OUT), ("seen", tiny_world.SEEN)):
-        scenes, pictures = train_tiny.test_pictures(combinations, arguments.pictures, arguments.seed)
-        accuracy[name] = train_tiny.evaluate(model, preprocess, scenes, pictures, tiny_world_cn)
-        print(f"{name}: " + ", ".join(f"{what} {percent} %" for what, percent in accuracy[name].items()), flush=True)
-    record = {
-        "file": TINY_CN.file,
-        "sha256": sha256(path),
-        "bytes": os.path.getsize(path),
-        "parameters": sum(parameter.size for parameter in model.parameters()),
-        "seed": arguments.seed,
-        "steps": arguments.steps,
-        "batch size": arguments.batch_size,
-        "seconds": round(time.perf_counter() - start),
-        "paddle": paddle.__version__,
-        "pictures in each test": arguments.pictures,
-        "choices": len(tiny_world.COMBINATIONS),
-        "templates": [*tiny_world_cn.TEMPLATES, *tiny_world_cn.PLURAL_TEMPLATES],
-        "accuracy in percent": accuracy,
-        "loss": log,
-    }
-    with replacing(os.path.join(arguments.output, "clip_tiny_cn.json")) as (file, _):
-        file.write(json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
-    print(f"{path}: {record['bytes']:,} bytes, {record['seconds']} s")
+    train_tiny.test_and_record(path, tiny_world_cn, arguments, log, start)
 
 
 if __name__ == "__main__":
