@@ -23,6 +23,7 @@ from PIL import Image
 
 from .checkpoints.files import (
     StrPath,
+    abandon,
     crc32,
     expanded,
     lock,
@@ -455,18 +456,14 @@ class _File(_Memory):
         self.unnoted: list[tuple[Name, str]] = []
 
     def __enter__(self) -> "_File":
-        self.journal = open_hidden(self.journal_path)
-        try:
+        with contextlib.ExitStack() as opened:
+            self.journal = open_hidden(self.journal_path)
+            opened.callback(abandon, self.journal)  # what counts in it was flushed
             lock(self.journal.fileno(), self.output, self.journal_path)
             self.file = open_hidden(self.partial)
-            try:
-                self._continue()
-            except BaseException:
-                self.file.close()
-                raise
-        except BaseException:
-            self.journal.close()
-            raise
+            opened.callback(abandon, self.file)
+            self._continue()
+            self.opened = opened.pop_all()
         self.noted_at = time.monotonic()
         return self
 
@@ -476,11 +473,14 @@ class _File(_Memory):
         value: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
-        if error and not self.rows_noted:  # there is nothing worth keeping
-            os.unlink(self.partial)
-            os.unlink(self.journal_path)
-        self.file.close()
-        self.journal.close()
+        if error and not self.rows_noted:
+            self._remove()
+        self.opened.close()
+
+    def _remove(self) -> None:
+        """Deletes both files, where nothing in them is worth keeping."""
+        os.unlink(self.partial)
+        os.unlink(self.journal_path)
 
     def _continue(self) -> None:
         """Continues at the last checkpoint and cuts off the rows beyond it, or starts anew."""
@@ -499,7 +499,11 @@ class _File(_Memory):
         else:
             self.journal.seek(0)
             self.journal.truncate()
-            self._note(self.run)
+            try:
+                self._note(self.run)
+            except OSError:
+                self._remove()
+                raise
         self.file.truncate(self._size(self.rows))
         self.file.seek(0, os.SEEK_END)
 
@@ -544,8 +548,9 @@ class _File(_Memory):
         shape = (self.rows, len(self.run["probe"]))
         description = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(header, description)
-        self.file.seek(0)
-        self.file.write(header.getvalue())
+        with naming(self.partial):
+            self.file.seek(0)
+            self.file.write(header.getvalue())
         self._checkpoint()
         if _is_parquet(self.output):
             self._write_parquet(paths)

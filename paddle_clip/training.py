@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Optional, Union
 
@@ -175,30 +175,39 @@ def finetune(
         given = {"pairs": pairs, "validation": validation}
         return {name: f"{len(of)} with SHA-256 {_digest(of)}" if len(of) else None for name, of in given.items()}
 
-    settings |= ranks.together(checked)
-    settings |= _begin_alike(ranks, model, settings)
-    preprocess = preprocess or image_transform(model.config.image_resolution, *model.preprocessing)
-
-    model.eval()
     history: list[Step] = []
-    with contextlib.ExitStack() as stack:
-        trained = stack.enter_context(adapted(model, frozen, lora, unfreeze, seed))
-        if recompute:
-            stack.enter_context(recomputed(model))
-        log = stack.enter_context(_visualdl(logdir)) if logdir and ranks.rank == 0 else None
-        training = _Training(model, ranks, settings, trained, output, checkpoint)
-        if resume and checkpoint:
-            ranks.together(training.resume)
-        _require_alike(ranks, {**settings, "steps done": training.step})
-        steps = training.steps(preprocess, pairs, validation, workers, save_every)
-        for done in stack.enter_context(contextlib.closing(steps)):
-            history.append(done)
-            if ranks.rank == 0:
-                _report(done, log, on_step)
-    training.finish()
+    with _alone(ranks, output):
+        settings |= ranks.together(checked)
+        settings |= _begin_alike(ranks, model, settings)
+        preprocess = preprocess or image_transform(model.config.image_resolution, *model.preprocessing)
+
+        model.eval()
+        with contextlib.ExitStack() as stack:
+            trained = stack.enter_context(adapted(model, frozen, lora, unfreeze, seed))
+            if recompute:
+                stack.enter_context(recomputed(model))
+            log = stack.enter_context(_visualdl(logdir)) if logdir and ranks.rank == 0 else None
+            training = _Training(model, ranks, settings, trained, output, checkpoint)
+            if resume and checkpoint:
+                ranks.together(training.resume)
+            _require_alike(ranks, {**settings, "steps done": training.step})
+            steps = training.steps(preprocess, pairs, validation, workers, save_every)
+            for done in stack.enter_context(contextlib.closing(steps)):
+                history.append(done)
+                _report(ranks, done, log, on_step)
+        training.finish()
     if plot and ranks.rank == 0:
         plots.training(history, plot)
     return history
+
+
+@contextlib.contextmanager
+def _alone(ranks: Ranks, output: Optional[StrPath]) -> Iterator[None]:
+    """Keeps other trainings from the same output while the block lasts; the first process holds it."""
+    with contextlib.ExitStack() as stack:
+        if output:
+            ranks.first(lambda: stack.enter_context(files.held(output)))
+        yield
 
 
 def _fitting(pairs: int, batches: int) -> int:
@@ -229,7 +238,9 @@ def _require_alike(ranks: Ranks, settings: dict[str, Any]) -> None:
             )
 
 
-def _report(step: Step, log: Any, on_step: Optional[Callable[[Step], None]]) -> None:
+def _report(ranks: Ranks, step: Step, log: Any, on_step: Optional[Callable[[Step], None]]) -> None:
+    if ranks.rank:
+        return
     if log:
         for name in ("loss", "learning_rate", "logit_scale"):
             log.add_scalar(name, getattr(step, name), step.step)

@@ -35,12 +35,14 @@ __all__ = [
     "Checkpoint",
     "MappedFile",
     "StrPath",
+    "abandon",
     "brief",
     "crc32",
     "crc32_of_array",
     "crc32_of_file",
     "expanded",
     "former",
+    "held",
     "lock",
     "naming",
     "open_hidden",
@@ -244,7 +246,7 @@ def crc32_of_array(array: np.ndarray) -> int:
 
 
 def require_place(path: StrPath) -> None:
-    """Raises FileNotFoundError if there is no folder for a file, ValueError if something else has its name."""
+    """Raises OSError if a file has no folder that can be written to, ValueError if something else has its name."""
     path = expanded(path)
     _require_folder(path)
     if os.path.lexists(path) and not os.path.isfile(path):
@@ -252,8 +254,11 @@ def require_place(path: StrPath) -> None:
 
 
 def _require_folder(path: str) -> None:
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
         raise FileNotFoundError(f"the folder of the output {path!r} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder cannot be written to", folder)
 
 
 def write_at(file: BinaryIO, content: Any, offset: int) -> None:
@@ -353,9 +358,41 @@ def replacing(path: StrPath, extension: str = "") -> Iterator[tuple[BinaryIO, st
             os.replace(temporary, path)
         except BaseException:
             if fcntl is None:
-                file.close()
+                abandon(file)
             os.unlink(temporary)
+            abandon(file)  # once nobody else can find it
             raise
+
+
+def abandon(file: BinaryIO) -> None:
+    """Closes a file that is given up: what could not be written would be tried again, and raise again."""
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+@contextlib.contextmanager
+def held(path: StrPath) -> Iterator[None]:
+    """Keeps other processes from making the same output while the block lasts, where the system has `flock`.
+
+    The lock is on a hidden file, which the next process removes if this one is killed.
+
+    Raises:
+        CheckpointError: if another process is making it.
+        OSError: if its folder is missing, or cannot be written to.
+    """
+    path = expanded(path)
+    _require_folder(path)
+    folder, name = os.path.split(os.path.abspath(path))
+    hidden = os.path.join(folder, f".{name}.lock")
+    if fcntl is None:
+        yield
+        return
+    with open_hidden(hidden) as file:
+        lock(file.fileno(), path, hidden)
+        try:
+            yield
+        finally:
+            os.unlink(hidden)
 
 
 def former(folder: str) -> str:
