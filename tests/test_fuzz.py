@@ -1,8 +1,11 @@
-"""Bounded runs of the fuzzers; the long ones are `python tests/tools/fuzz.py` and `fuzz_built.py`."""
+"""Bounded runs of the fuzzers; the long ones are `python tests/tools/fuzz.py`, `fuzz_built.py`, `fuzz_coverage.py`."""
 
 import re
 
+import pytest
+
 import fuzz
+import fuzz_coverage
 
 KINDS = {"bytes_level", "zip_records", "zip_pickle", "zip_entries", "pickle_level", "header_level"}
 
@@ -30,3 +33,19 @@ def test_built_files_are_read_or_refused(run):
     # We look for less than it in keys that nobody knows, and for more in names and metadata.
     assert counted.get("safetensors: only we read it", 0) < 10
     assert counted.get("safetensors: only safetensors reads it", 0) < 30
+
+
+@pytest.mark.parametrize("reader", fuzz_coverage.READERS)
+def test_the_corpus_is_read_or_refused(tmp_path, reader):
+    """Files to begin with, and those that ever did harm."""
+    files = sorted((fuzz_coverage.CORPUS / reader).iterdir())
+    assert files
+    for file in files:
+        fuzz_coverage.attempt(fuzz_coverage.READERS[reader], tmp_path / "x", file.read_bytes())
+
+
+@pytest.mark.parametrize("reader", fuzz_coverage.READERS)
+def test_what_coverage_leads_to_is_read_or_refused(run, reader):
+    pytest.importorskip("atheris", reason="atheris is not installed, which has no wheel for this Python")
+    done = run("-W", "ignore", "tests/tools/fuzz_coverage.py", reader, "--count", 1000)
+    assert done.returncode == 0 and "Done 1000 runs" in done.stderr, done.stdout[-1000:] + done.stderr[-3000:]
