@@ -103,7 +103,7 @@ def load(
     """
     import paddle
 
-    from .layers import undrawn
+    from .layers import load_strictly, undrawn
 
     if not paddle.in_dynamic_mode():
         raise RuntimeError("Paddle is in static mode, and models run in dynamic mode: call paddle.disable_static()")
@@ -134,7 +134,8 @@ def load(
         for layer in model.sublayers():
             if isinstance(layer, (paddle.nn.Conv2D, paddle.nn.Linear)):
                 layer.to(dtype=getattr(paddle, dtype))
-    model.set_state_dict(weights.arrays)
+    # Released as they are read, or the file's pages would take as much memory as the weights.
+    load_strictly(model, weights.arrays, release=checkpoint.release)
     model.eval()
     model.preprocessing = weights.preprocessing
     return model, image_transform(weights.config.image_resolution, *weights.preprocessing)

@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, L tokens, D width, H heads, E joint embeddin
 import contextlib
 import copyreg
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Optional, Union
 
@@ -463,11 +463,24 @@ def few_rows(layer: nn.Layer, x: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------- strict loading
 
+_RELEASE_OVER = 1 << 20  # numbers of a tensor
 
-def load_strictly(model: nn.Layer, state_dict: Mapping[str, Any], use_structured_name: bool = True) -> None:
+
+def load_strictly(
+    model: nn.Layer,
+    state_dict: Mapping[str, Any],
+    use_structured_name: bool = True,
+    release: Callable[[], None] = lambda: None,
+) -> None:
     """Fills all of a model's tensors, each in its own dtype, or raises and changes nothing.
 
     Paddle's `set_state_dict` only warns of a missing, unexpected or misshapen tensor.
+
+    Args:
+        model: the model to fill.
+        state_dict: {name: array or Tensor}.
+        use_structured_name: whether the names are those of the state dict; otherwise they are the Tensors' own.
+        release: function called from time to time; the arrays read by then are no longer needed.
 
     Raises:
         CheckpointError: with everything that does not fit.
@@ -482,14 +495,20 @@ def load_strictly(model: nn.Layer, state_dict: Mapping[str, Any], use_structured
         hint="`paddle_clip.load(file)` builds the model a file was made for; `paddle-clip models` lists the presets",
     )
     for name, tensor in own.items():
-        value = state_dict[name]
-        if not isinstance(value, Tensor):
-            value = np.ascontiguousarray(value)  # a 0-d array becomes [1]
-            if value.dtype.name == str(tensor.dtype).split(".")[-1]:
-                tensor.set_value(value.reshape(tensor.shape))
-                continue
-            value = paddle.to_tensor(value)
-        tensor.set_value(value.astype(tensor.dtype).reshape(tensor.shape))
+        _fill(tensor, state_dict[name])
+        if math.prod(tensor.shape) > _RELEASE_OVER:
+            release()
+
+
+def _fill(tensor: Tensor, value: Any) -> None:
+    """Puts the numbers of an array or Tensor of the same shape into a Tensor, in its dtype."""
+    if not isinstance(value, Tensor):
+        value = np.ascontiguousarray(value)  # a 0-d array becomes [1]
+        if value.dtype.name == str(tensor.dtype).split(".")[-1]:
+            tensor.set_value(value.reshape(tensor.shape))
+            return
+        value = paddle.to_tensor(value)
+    tensor.set_value(value.astype(tensor.dtype).reshape(tensor.shape))
 
 
 # ------------------------------------------------------------------------------------------------------------- pickles

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import paddle_clip
-from paddle_clip import CheckpointError, DownloadError, convert, hub, presets
+from paddle_clip import CheckpointError, DownloadError, convert, hub, layers, presets
 from paddle_clip.checkpoints import dialects
 from variants import RESNET, VIT
 
@@ -101,6 +101,27 @@ def test_float64(files):
     model, _ = paddle_clip.load(files / "vit.pt", dtype="float64")
     assert model.dtype == paddle.float64
     assert {tensor.dtype for tensor in model.state_dict().values()} == {paddle.float64}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="this system does not tell the peak of memory")
+def test_loading_does_not_hold_the_weights_twice(run, tmp_path):
+    """Neither as pages of the file beside the model's own: of 2.5 billion numbers both would take 20 GB."""
+    with layers.undrawn():
+        model = presets.build(presets.CLIPConfig(64, 32, 4, 768, 16, 64, 1, 1, vocab_size=500))
+    paddle_clip.save(model, tmp_path / "x.pdparams")
+    done = run(
+        "-c",
+        "import paddle_clip\n"
+        "def peak():  # not getrusage's, which begins with that of the process before this one\n"
+        "    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "paddle_clip.load('tiny')\n"
+        "before = peak()\n"
+        f"paddle_clip.load({str(tmp_path / 'x.pdparams')!r})\n"
+        "print(peak() - before)",
+    )
+    assert done.returncode == 0, done.stderr
+    size = os.path.getsize(tmp_path / "x.pdparams") / 1024
+    assert 0.5 * size < int(done.stdout) < 1.3 * size
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

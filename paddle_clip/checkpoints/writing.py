@@ -21,7 +21,7 @@ from .files import Checkpoint, StrPath, crc32, crc32_of_array, replacing, write_
 from .reading import read
 
 _RELEASE_EVERY = 1 << 26  # bytes read from the source
-_RELEASE_OVER = 1 << 20  # bytes of a tensor read back
+_RELEASE_OVER = 1 << 20  # bytes of a tensor that is read to be compared
 
 Checksums = dict[str, int]  # {name: CRC-32 of a tensor}
 Progress = Callable[[Iterable[str], int], Iterable[str]]
@@ -187,7 +187,11 @@ def verify_checksums(checkpoint: Checkpoint, source: str) -> int:
         raise CheckpointError(f"{source} is damaged: its checksums cannot be read") from None
     if not expected:
         return 0
-    found = {name: crc32_of_array(array) for name, array in checkpoint.items()}
+    found = {}
+    for name, array in checkpoint.items():
+        found[name] = crc32_of_array(array)
+        if array.nbytes > _RELEASE_OVER:
+            checkpoint.release()
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise CheckpointError(f"{source} is damaged: {listed(wrong)} changed since it was written; convert it again")
