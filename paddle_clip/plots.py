@@ -63,15 +63,19 @@ def similarity(
         OSError: if the file cannot be written.
     """
     require_writable(output)
-    import matplotlib
-
-    with matplotlib.rc_context({"font.family": _fonts("".join([*texts, title or ""]))}), warnings.catch_warnings():
+    fonts = _fonts("".join([*texts, title or ""]))
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # _fonts says it in one line
-        _draw(images, texts, np.asarray(cosines), output, title)
+        _draw(images, texts, np.asarray(cosines), output, title, fonts)
 
 
 def _draw(
-    images: Sequence[Any], texts: Sequence[str], cosines: np.ndarray, output: StrPath, title: Optional[str]
+    images: Sequence[Any],
+    texts: Sequence[str],
+    cosines: np.ndarray,
+    output: StrPath,
+    title: Optional[str],
+    fonts: list[str],
 ) -> None:
     from matplotlib.figure import Figure
 
@@ -80,7 +84,7 @@ def _draw(
         raise ValueError(f"{len(images)} images and {len(texts)} texts do not fit a matrix {list(cosines.T.shape)}")
     rows, columns = cosines.shape
     labels = [_wrapped(text) for text in texts]
-    letters = max(_width(line) for label in labels for line in label.split("\n"))
+    letters = max(text_width(line) for label in labels for line in label.split("\n"))
     left = 0.25 + 0.075 * letters  # inches, of a mean letter's width
     top = 0.5 if title else 0.15
     width, height = left + columns * _INCH + 0.15, top + (rows + _ABOVE) * _INCH + 0.15
@@ -90,13 +94,16 @@ def _draw(
         """Axes whose upper left corner is at (x, y) inches from that of the figure."""
         return figure.add_axes((x / width, 1 - (y + down) / height, across / width, down / height))
 
-    _draw_matrix(axes(left, top + _ABOVE * _INCH, columns * _INCH, rows * _INCH), cosines, labels)
+    _draw_matrix(axes(left, top + _ABOVE * _INCH, columns * _INCH, rows * _INCH), cosines, labels, fonts)
     for column, image in enumerate(images):
         margin = 0.04 * _INCH
         place = axes(left + column * _INCH + margin, top + margin, _INCH - 2 * margin, _INCH - 2 * margin)
         _draw_thumbnail(place, image)
     if title:
-        figure.text(left / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold", color=_INK, parse_math=False)
+        # Many fonts with Chinese letters have one weight alone.
+        weight = "bold" if text_width(title) == len(title) else "normal"
+        x, y = left / width, 1 - 0.3 / height
+        figure.text(x, y, title, size=12, weight=weight, family=fonts, color=_INK, parse_math=False)
     _save(figure, output)
 
 
@@ -145,7 +152,7 @@ def require_writable(output: StrPath) -> None:
     os.listdir(os.path.dirname(os.path.abspath(output)))
 
 
-def _draw_matrix(grid: "Axes", cosines: np.ndarray, labels: list[str]) -> None:
+def _draw_matrix(grid: "Axes", cosines: np.ndarray, labels: list[str], fonts: list[str]) -> None:
     """Draws the numbers [M, N] in coloured cells, with a frame around the highest of each column."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
@@ -160,7 +167,7 @@ def _draw_matrix(grid: "Axes", cosines: np.ndarray, labels: list[str]) -> None:
     grid.grid(which="minor", color="white", linewidth=2)
     grid.tick_params(which="both", length=0)
     grid.set_xticks([])
-    grid.set_yticks(range(rows), labels, fontsize=_POINTS, color=_INK, linespacing=1.15, parse_math=False)
+    grid.set_yticks(range(rows), labels, family=fonts, size=_POINTS, color=_INK, linespacing=1.15, parse_math=False)
     for spine in grid.spines.values():
         spine.set_visible(False)
     best = cosines.argmax(axis=0)  # [N], of each image
@@ -184,7 +191,7 @@ def _draw_matrix(grid: "Axes", cosines: np.ndarray, labels: list[str]) -> None:
 
 
 def _draw_thumbnail(place: "Axes", image: Any) -> None:
-    """Draws the square of an image that a model sees."""
+    """Draws the square in the middle of an image."""
     place.imshow(np.asarray(resize_and_crop(open_image(image), 256).convert("RGB")), aspect="auto")
     place.set_xticks([])
     place.set_yticks([])
@@ -201,9 +208,18 @@ def _format(output: StrPath) -> str:
     return os.path.splitext(output)[1].lstrip(".").lower()
 
 
-def _width(line: str) -> int:
+def text_width(line: str) -> int:
     """The number of Latin letters as wide as a line: an ideograph takes two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line)
+
+
+def fitted(text: str, width: int) -> str:
+    """A line of a table: a text that is cut or filled up to a width in Latin letters."""
+    if text_width(text) > width:
+        while text_width(text) >= width:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - text_width(text))
 
 
 def _fonts(text: str) -> list[str]:
@@ -212,7 +228,7 @@ def _fonts(text: str) -> list[str]:
     from matplotlib import font_manager
 
     fonts = list(matplotlib.rcParams["font.family"])
-    if _width(text) == len(text):
+    if text_width(text) == len(text):
         return fonts
     installed = {font.name for font in font_manager.fontManager.ttflist}
     found = next((name for name in _CHINESE_FONTS if name in installed), None)
@@ -228,4 +244,5 @@ def _fonts(text: str) -> list[str]:
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, _LINE, max_lines=_LINES, placeholder=" …")) or " "
+    letters = _LINE * len(text) // max(1, text_width(text))  # fewer, where they are wide
+    return "\n".join(textwrap.wrap(text, max(2, letters), max_lines=_LINES, placeholder=" …")) or " "

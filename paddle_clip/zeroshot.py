@@ -173,7 +173,14 @@ def _encode(
 
 
 def _warn_of_script(model: Encoder, texts: Sequence[str]) -> None:
-    """Warns of texts in another script than Latin, if the model has the vocabulary of OpenAI's: it read English."""
+    """Warns of texts in another script than the model read: Latin with OpenAI's vocabulary, Chinese with BERT's."""
+    if getattr(model, "text_tower", None) == "bert" and texts and not any(map(_has_chinese, texts)):
+        warnings.warn(
+            f"{texts[0]!r:.80}: the model was trained on Chinese texts, and no text here has Chinese letters. "
+            "Write them in Chinese",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if getattr(model, "vocab_size", None) != _ENGLISH_VOCABULARY:
         return
     for text in texts:
@@ -186,6 +193,10 @@ def _warn_of_script(model: Encoder, texts: Sequence[str]) -> None:
                 stacklevel=2,
             )
             return
+
+
+def _has_chinese(text: str) -> bool:
+    return not text.isascii() and any(unicodedata.name(letter, "").startswith("CJK") for letter in text)
 
 
 def zero_shot_classifier(

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import matplotlib
 import numpy as np
 import paddle
 import pytest
@@ -132,6 +131,21 @@ def test_classify_among_ten_thousand_labels(succeeds, photos, tmp_path, model):
         *paddle_clip.load(model), photos / "red" / "0.png", [f"thing {n}" for n in range(10_000)]
     )
     assert [best["label"] for best in found[0]["labels"]] == [best.label for best in expected]
+
+
+def test_tables_and_json_are_for_readers_of_chinese(cli_run, photos, tmp_path, monkeypatch):
+    common = ["similarity", photos / "red" / "0.png", "--texts", "红", "一只猫", "a cat", "猫" * 40]
+    common += ["--model", "tiny_cn"]
+    _, out, _ = cli_run(*common, with_model=False)
+    lines = [line.removesuffix("  <") for line in out.splitlines()[1:]]
+    assert {plots.text_width(line) for line in lines} == {2 + 60 + 2 + 6}
+    assert lines[3].startswith("  " + "猫" * 29 + "… ")
+    _, out, _ = cli_run(*common, "--json", with_model=False)
+    assert "一只猫" in out
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes((photos / "red" / "0.png").read_bytes())
+    code, out, _ = cli_run("classify", tmp_path, "--labels", "红", "--json", "--model", "tiny_cn", with_model=False)
+    assert code == 0 and out.isascii()
+    assert json.loads(out)[0]["labels"][0]["label"] == "红"
 
 
 def test_similarity_and_its_plot(succeeds, photos, tmp_path):
@@ -308,6 +322,9 @@ def test_hints(cli_run, photos, tmp_path):
         assert code == 0 and hint in err and err.count("\n") == 1
     code, _, err = cli_run("similarity", red, "--texts", "naïve café, 5 €")
     assert (code, err) == (0, "")
+    for text, hint in (("red", "'red': the model was trained on Chinese texts"), ("iPhone 手机", "")):
+        code, _, err = cli_run("similarity", red, "--texts", text, "--model", "tiny_cn", with_model=False)
+        assert code == 0 and hint in err and err.count("\n") == bool(hint)
 
 
 @pytest.mark.parametrize("font", ["WenQuanYi Zen Hei", None])
@@ -316,12 +333,22 @@ def test_a_font_for_chinese_is_looked_for(font, cli_run, photos, tmp_path, monke
 
     fonts = [*font_manager.fontManager.ttflist, *([font_manager.FontEntry(name=font)] if font else [])]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
-    monkeypatch.setattr(plots, "_draw", lambda *_: families.extend(matplotlib.rcParams["font.family"]))
+    monkeypatch.setattr(plots, "_draw", lambda *arguments: families.extend(arguments[-1]))
     families = []
     arguments = ["similarity", photos / "red" / "0.png", "--texts", "犬", "--plot", tmp_path / "x.png"]
     code, _, err = cli_run(*arguments)
     assert code == 0 and families == (["sans-serif", font] if font else ["sans-serif"])
     assert err == "" if font else "fonts-noto-cjk" in err
+
+
+def test_a_font_for_chinese_need_not_be_bold(photos, tmp_path, monkeypatch, caplog):
+    """Most have one weight alone, and matplotlib would tell of each one it lacks."""
+    drawn = []
+    monkeypatch.setattr(plots, "_CHINESE_FONTS", ("DejaVu Sans Display",))  # matplotlib's own, in one weight
+    monkeypatch.setattr(plots, "_save", lambda figure, output: figure.savefig(output) or drawn.append(figure))
+    plots.similarity([photos / "red" / "0.png"], ["红" * 31], [[0.5]], tmp_path / "x.png", "标题")
+    assert [record.message for record in caplog.records if "DejaVu Sans Display" in record.message] == []
+    assert drawn[0].axes[0].get_yticklabels()[0].get_text() == "\n".join(["红" * 15, "红" * 15, "红"])
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

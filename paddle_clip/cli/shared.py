@@ -1,10 +1,12 @@
 """What commands share: options, models and images by name, output."""
 
 import argparse
+import codecs
 import json
 import os
 import re
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -348,5 +350,8 @@ def require_folder(path: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as JSON."""
-    print(json.dumps(value, indent=1))
+    """Prints a value as JSON; in ASCII, where the output is not in UTF-8 or a file name is no text."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    readable = is_utf8 and text.encode("utf-8", "replace").decode() == text
+    print(text if readable else json.dumps(value, indent=1))

@@ -98,13 +98,13 @@ def add_similarity(commands: "Commands") -> None:
 
 def similarity(arguments: argparse.Namespace) -> None:
     """Prints, or draws, the cosines of images and texts."""
+    from .. import plots
+
     images = image_paths(arguments.images)
     texts = arguments.texts + (read_lines(arguments.texts_file) if arguments.texts_file else [])
     texts = texts or [re.sub("[-_]+", " ", os.path.splitext(os.path.basename(image))[0]) for image in images]
     if arguments.plot:
         import logging
-
-        from .. import plots
 
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle makes it tell of its font cache
         plots.require_writable(arguments.plot)
@@ -121,15 +121,12 @@ def similarity(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"images": images, "texts": texts, "similarity": cosines.tolist()})
         return
-    width = min(max(map(len, texts)), 60)
+    width = min(max(map(plots.text_width, texts)), 60)
+    fitted = [plots.fitted(text, width) for text in texts]
     for image, row in zip(images, cosines):
         print(image)
-        for text, cosine in zip(texts, row):
-            print(f"  {_cut(text, width):<{width}}  {cosine:6.3f}{'  <' if cosine == row.max() else ''}")
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+        for text, cosine in zip(fitted, row):
+            print(f"  {text}  {cosine:6.3f}{'  <' if cosine == row.max() else ''}")
 
 
 def add_evaluate(commands: "Commands") -> None:
