@@ -9,7 +9,7 @@ import os
 import pickle
 import struct
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, NamedTuple, Union
 
@@ -268,13 +268,9 @@ def _torch(tensors: Tensors, checksums: Checksums, metadata: dict[str, str]) -> 
     for key, (name, tensor) in enumerate(tensors.items()):
         strides = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
         storage = "c" + _TORCH_NAMES[tensor.dtype].replace(".", "\n") + "\n"
-        pickled += (
-            _plain(name[len(nested) :])
-            + b"ctorch._utils\n_rebuild_tensor_v2\n(("
-            + _plain("storage")
-            + storage.encode()
-        )
-        pickled += _plain(str(key)) + _plain("cpu") + _plain(math.prod(tensor.shape)) + b"tQ" + _plain(0)
+        pickled += _plain(name[len(nested) :]) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        pickled += _plain("storage") + storage.encode() + _plain(str(key)) + _plain("cpu")
+        pickled += _plain(math.prod(tensor.shape)) + b"tQ" + _plain(0)
         pickled += _plain(tensor.shape) + _plain(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
     entries: list[tuple[str, Piece]] = [
         ("data.pkl", pickled + (b"us." if nested else b"u.")),
@@ -282,7 +278,11 @@ def _torch(tensors: Tensors, checksums: Checksums, metadata: dict[str, str]) -> 
     ]
     entries += [(f"data/{key}", name) for key, name in enumerate(tensors)]
     entries += [("version", b"3\n"), ("paddle_clip.json", json.dumps(metadata).encode())]
+    return _zip(entries, tensors, checksums)
 
+
+def _zip(entries: Sequence[tuple[str, Piece]], tensors: Tensors, checksums: Checksums) -> list[Piece]:
+    """A zip of uncompressed entries: bytes, or a tensor by its name."""
     pieces: list[Piece] = []
     directory, position = b"", 0
     for entry, content in entries:
