@@ -139,6 +139,29 @@ def escaped(word):
     return "".join(f"\\x{byte:02x}" for byte in word)
 
 
+def fuzz(arguments, work):
+    """Lets libFuzzer run, which ends the process; on its way out it writes the file that did harm."""
+    import atheris
+
+    reader = READERS[arguments.reader]
+    found = pathlib.Path(arguments.keep or work / "found")
+    found.mkdir(parents=True, exist_ok=True)
+    (work / "words").write_text("".join(f'"{escaped(word)}"\n' for word in WORDS))
+    options = {"artifact_prefix": f"{CORPUS / arguments.reader}/", "dict": work / "words", "seed": arguments.seed}
+    options |= {"max_total_time": arguments.seconds, "runs": arguments.count, "max_len": LONGEST_FILE}
+    options |= {"timeout": SECONDS, "rss_limit_mb": MEMORY, "print_final_stats": 1}
+    command = [sys.argv[0], *(f"-{key}={value}" for key, value in options.items())]
+
+    def read(content):
+        attempt(reader, work / "read", content)
+
+    with atheris.instrument_imports(include=["paddle_clip"]):
+        for seed in (CORPUS / arguments.reader).iterdir():
+            read(seed.read_bytes())
+    atheris.Setup([*command, str(found), str(CORPUS / arguments.reader)], read)
+    atheris.Fuzz()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("reader", choices=READERS)
@@ -147,25 +170,13 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", metavar="FOLDER")
     arguments = parser.parse_args()
-    import atheris
-
-    reader = READERS[arguments.reader]
     with tempfile.TemporaryDirectory(dir=FOLDER) as name:
-        work = pathlib.Path(name)
-        found = pathlib.Path(arguments.keep or work / "found")
-        found.mkdir(parents=True, exist_ok=True)
-        (work / "words").write_text("".join(f'"{escaped(word)}"\n' for word in WORDS))
-        options = {"artifact_prefix": f"{CORPUS / arguments.reader}/", "dict": work / "words", "seed": arguments.seed}
-        options |= {"max_total_time": arguments.seconds, "runs": arguments.count, "max_len": LONGEST_FILE}
-        options |= {"timeout": SECONDS, "rss_limit_mb": MEMORY, "print_final_stats": 1}
-        command = [sys.argv[0], *(f"-{key}={value}" for key, value in options.items())]
-        with atheris.instrument_imports(include=["paddle_clip"]):
-            for seed in (CORPUS / arguments.reader).iterdir():
-                attempt(reader, work / "read", seed.read_bytes())
-        corpora = [str(found), str(CORPUS / arguments.reader)]
-        atheris.Setup([*command, *corpora], lambda content: attempt(reader, work / "read", content))
-        atheris.Fuzz()
+        child = os.fork()
+        if not child:
+            fuzz(arguments, pathlib.Path(name))
+        _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
