@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,8 @@ from paddle_clip.presets import ACTIVATIONS, PRESETS, preset_of
 
 OUTPUTS = ("image_features", "text_features", "logits_per_image", "logits_per_text")
 # Largest difference in float64, relative to the largest value of each output. Only the order of sums differs: 1.2e-13
-# was measured at worst over the nine architectures.
+# was measured at worst over the nine architectures, and 1e-12 of the gradients, which pass through every layer twice
+# and through sums that cancel.
 FLOAT64_BOUND = 1e-10
 # Largest ratio of Paddle's float32 error to PyTorch's, both against PyTorch's float64 result.
 FLOAT32_RATIO = 3.0
@@ -79,7 +81,7 @@ def digest(array):
     return list(hashlib.sha256(content).digest())
 
 
-def compare(checkpoint, converted, inputs, dtype, names=(), gradients=False, digests=False, train=False, device="cpu"):
+def compare(checkpoint, converted, inputs, dtype, names=(), gradients=None, digests=False, train=False, device="cpu"):
     """Runs both sides on the same inputs.
 
     Args:
@@ -88,7 +90,8 @@ def compare(checkpoint, converted, inputs, dtype, names=(), gradients=False, dig
         inputs: {"images": [B, 3, R, R], "tokens": [B, L]}.
         dtype: "float64" or "float32".
         names: names of modules whose outputs are returned too, see `stages`.
-        gradients: whether to return the gradients of the contrastive loss, as "grad.<our name>".
+        gradients: pattern of the names of parameters whose gradients of the contrastive loss are returned, as
+            "grad.<our name>"; None: of no parameter.
         digests: whether to return the `digest` of every parameter and buffer, in OpenAI's layout, as
             "digest.<OpenAI's name>".
         train: whether batch norms use the batch's statistics.
@@ -106,11 +109,13 @@ def compare(checkpoint, converted, inputs, dtype, names=(), gradients=False, dig
         config = dialects.from_checkpoint(reading.read(converted), converted).config
         job.update(activation=config.activation, heads=config.vision_heads)
         job.update(gradients=gradients, digests=digests, train=train, device=device)
-        paddle = _side([os.path.join(HERE, "parity.py"), "--run"], folder, "paddle", checkpoint=converted, **job)
-        torch = _side([os.path.join(HERE, "reference.py"), "run"], folder, "torch", checkpoint=checkpoint, **job)
-    gradients = {name: torch.pop(name) for name in list(torch) if name.startswith("grad.")}
-    for name, gradient in gradients.items():
-        ours, gradient = dialects.to_paddle(name[len("grad.") :], gradient, dialects.CHINESE_CLIP)
+        _side([os.path.join(HERE, "parity.py"), "--run"], folder, "paddle", checkpoint=converted, **job)
+        _side([os.path.join(HERE, "reference.py"), "run"], folder, "torch", checkpoint=checkpoint, **job)
+        # Read when both processes have ended, whose memory the gradients of a large model need.
+        with np.load(os.path.join(folder, "paddle.npz")) as paddle, np.load(os.path.join(folder, "torch.npz")) as torch:
+            paddle, torch = dict(paddle), dict(torch)
+    for name in [name for name in torch if name.startswith("grad.")]:
+        ours, gradient = dialects.to_paddle(name[len("grad.") :], torch.pop(name), dialects.CHINESE_CLIP)
         torch[f"grad.{ours}"] = gradient
     return paddle, torch
 
@@ -124,9 +129,8 @@ def _side(command, folder, name, **job):
     environment = {**os.environ, "NVIDIA_TF32_OVERRIDE": "0", "GLOG_minloglevel": "2"}
     done = subprocess.run([sys.executable, *command, path], env=environment, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        raise ParityError(f"the {name} side failed: {done.stderr.strip().splitlines()[-1]}")
-    with np.load(job["outputs"]) as outputs:
-        return dict(outputs)
+        last = [*done.stderr.strip().splitlines(), f"it ended with {done.returncode}"][-1]
+        raise ParityError(f"the {name} side failed: {last}")
 
 
 def run(path):
@@ -154,9 +158,11 @@ def run(path):
     for name in job["stages"]:
         layers[name].register_forward_post_hook(keep(name))
     images, tokens = paddle.to_tensor(inputs["images"]).astype(job["dtype"]), paddle.to_tensor(inputs["tokens"])
-    with paddle.set_grad_enabled(job["gradients"]):
-        outputs["logits_per_image"], outputs["logits_per_text"] = model(images, tokens)
-        if not job["train"]:
+    for name, parameter in model.named_parameters():
+        parameter.stop_gradient = not has_gradient(job, name)
+    outputs["logits_per_image"], outputs["logits_per_text"] = model(images, tokens)
+    if not job["train"]:
+        with paddle.no_grad():
             outputs["image_features"] = model.encode_image(images)
             outputs["text_features"] = model.encode_text(tokens, trim=False)  # untrimmed, as PyTorch's blocks take it
     if job["gradients"]:
@@ -164,7 +170,8 @@ def run(path):
         cross_entropy = paddle.nn.functional.cross_entropy
         loss = cross_entropy(outputs["logits_per_image"], labels) + cross_entropy(outputs["logits_per_text"], labels)
         (loss / 2).backward()
-        outputs.update({f"grad.{name}": parameter.grad for name, parameter in model.named_parameters()})
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if has_gradient(job, name)}
+        outputs.update({f"grad.{name}": gradient for name, gradient in gradients.items()})
     if job["digests"]:
         linears = {f"{name}.weight" for name, layer in layers.items() if isinstance(layer, paddle.nn.Linear)}
         for name, tensor in model.state_dict().items():
@@ -172,13 +179,33 @@ def run(path):
             for ours, openai in (("._mean", ".running_mean"), ("._variance", ".running_var"), ("in_proj.", "in_proj_")):
                 name = name.replace(ours, openai)
             outputs[f"digest.{name}"] = paddle.to_tensor(digest(array))
-    np.savez(job["outputs"], **{name: output.numpy() for name, output in outputs.items()})
+    np.savez(job["outputs"], **outputs)  # which makes one array after the other
+
+
+def has_gradient(job, name):
+    """Whether a job asks for the gradient of the parameter of this name, ours or the publisher's."""
+    return job["gradients"] is not None and re.match(job["gradients"], name) is not None
 
 
 def difference(ours, theirs):
     """The largest absolute difference of two arrays, and its ratio to the largest absolute value of the second."""
     absolute = float(np.max(np.abs(ours - theirs)))
     return absolute, absolute / max(float(np.max(np.abs(theirs))), np.finfo(np.float64).tiny)
+
+
+def gradient_difference(ours, theirs):
+    """The largest difference of two sides' gradients, relative to the largest value of the parameter's, and its name.
+
+    Some gradients are nothing but rounding, such as that of a key's bias: where all of a parameter's numbers are below
+    1e-4 of the largest of all, they are measured by that.
+    """
+    names = [name for name in theirs if name.startswith("grad.")]
+    least = 1e-4 * max(np.max(np.abs(theirs[name])) for name in names)
+    differences = {
+        name: float(np.max(np.abs(ours[name] - theirs[name])) / max(np.max(np.abs(theirs[name])), least))
+        for name in names
+    }
+    return max((value, name[len("grad.") :]) for name, value in differences.items())
 
 
 def error_ratio(ours, theirs, truth):
@@ -198,7 +225,7 @@ def error_ratio(ours, theirs, truth):
     return difference(ours, truth)[0] / max(difference(theirs, truth)[0], unit)
 
 
-def measure(checkpoint, converted=None, activation=None, device="cpu", show_stages=False, heads=None):
+def measure(checkpoint, converted=None, activation=None, device="cpu", show_stages=False, heads=None, gradients=False):
     """Prints the parity rows of a checkpoint and returns the list of bounds that do not hold.
 
     Args:
@@ -208,6 +235,7 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
         device: Paddle's device.
         show_stages: whether to print and check every stage and block too.
         heads: number of the image tower's heads, where the checkpoint does not tell it.
+        gradients: whether to compare the gradients of every parameter too, in float64.
     """
     found = dialects.from_checkpoint(reading.read(checkpoint), checkpoint, activation, heads=heads)
     config = found.config
@@ -243,6 +271,8 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
             for name, sides in float32.items():
                 for side, outputs in zip(sides, (ours, theirs, truth)):
                     side.append(outputs[name])
+        if gradients:
+            failures += _compare_gradients(model, checkpoint, converted, config, device)
     ratios = {name: error_ratio(*sides) for name, sides in float32.items()}
     worst = max(ratios, key=ratios.get)
     if not ratios[worst] <= FLOAT32_RATIO:
@@ -270,6 +300,19 @@ def _compare_digests(model, ours, theirs):
     return [f"{model}: {', '.join(wrong)} differ from PyTorch's"] if wrong else []
 
 
+def _compare_gradients(model, checkpoint, converted, config, device):
+    """Prints the largest difference of each tower's gradients, one tower after the other for the sake of memory."""
+    inputs, failures = random_inputs(config), []
+    for tower, pattern in (("image tower", "visual"), ("text tower", "(?!visual)")):
+        ours, theirs = compare(checkpoint, converted, inputs, "float64", gradients=pattern, device=device)
+        worst, name = gradient_difference(ours, theirs)
+        count = sum(output.startswith("grad.") for output in theirs)
+        print(f"{f'{model}, {tower}, {count} gradients':<68} | {'':>12} | {worst:>12.1e}", flush=True)
+        if not worst <= FLOAT64_BOUND:
+            failures.append(f"{model}: the gradient of {name} differs by {worst:.1e} in float64 > {FLOAT64_BOUND}")
+    return failures
+
+
 def _row(label, ours, theirs, names):
     differences = [difference(ours[name], theirs[name]) for name in names]
     absolute, relative = (max(column) for column in zip(*differences))
@@ -283,6 +326,7 @@ def main():
     parser.add_argument("--all", action="store_true", help="make and compare all nine presets, with random weights")
     parser.add_argument("--device", default="cpu", help="Paddle's device: cpu (default), gpu, gpu:1, …")
     parser.add_argument("--stages", action="store_true", help="print a row for each stage and block too")
+    parser.add_argument("--gradients", action="store_true", help="compare the gradients of every parameter too")
     parser.add_argument("--converted", help="the file Paddle loads (default: FILE is converted)")
     parser.add_argument("--activation", choices=ACTIVATIONS, help="model's activation, where the file does not tell")
     parser.add_argument("--heads", type=int, help="heads of the image tower, where nothing beside the file tells them")
@@ -315,7 +359,7 @@ def main():
 def _measure_or_fail(file, arguments):
     try:
         chosen = (arguments.converted, arguments.activation, arguments.device, arguments.stages, arguments.heads)
-        return measure(file, *chosen)
+        return measure(file, *chosen, arguments.gradients)
     except (ValueError, OSError, ParityError) as error:
         return [" ".join(str(error).split())]
 

@@ -21,6 +21,7 @@ import os
 import sys
 import types
 import warnings
+import zipfile
 from dataclasses import asdict
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
@@ -30,7 +31,7 @@ import torch
 
 from paddle_clip.checkpoints import dialects, reading
 from paddle_clip.presets import preset
-from parity import digest
+from parity import digest, has_gradient
 
 
 def located(distribution, path, install):
@@ -220,7 +221,8 @@ def read(path):
             warnings.simplefilter("ignore")
             return torch.jit.load(path, map_location="cpu").state_dict()
     except RuntimeError:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, unless it is of the old form: a large model is not held twice.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         state_dict = content.get("state_dict", content)
         return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
 
@@ -272,16 +274,19 @@ def run(job):
         modules[name].register_forward_hook(keep(name))
     images = torch.from_numpy(inputs["images"]).to(getattr(torch, job["dtype"]))
     tokens = torch.from_numpy(inputs["tokens"])
-    with torch.set_grad_enabled(job["gradients"]):
-        outputs["logits_per_image"], outputs["logits_per_text"] = logits(model, images, tokens)
-        if not job["train"]:  # running the towers twice would update the batch norms twice
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(has_gradient(job, name))
+    outputs["logits_per_image"], outputs["logits_per_text"] = logits(model, images, tokens)
+    if not job["train"]:  # running the towers twice would update the batch norms twice
+        with torch.no_grad():
             outputs["image_features"], outputs["text_features"] = model.encode_image(images), model.encode_text(tokens)
     if job["gradients"]:
         labels = torch.arange(len(images))
         cross_entropy = torch.nn.functional.cross_entropy
         loss = cross_entropy(outputs["logits_per_image"], labels) + cross_entropy(outputs["logits_per_text"], labels)
         (loss / 2).backward()
-        outputs.update({f"grad.{name}": parameter.grad for name, parameter in model.named_parameters()})
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if has_gradient(job, name)}
+        outputs.update({f"grad.{name}": gradient for name, gradient in gradients.items()})
     if job["digests"]:
         for name, tensor in model.state_dict().items():
             if not name.endswith("num_batches_tracked"):

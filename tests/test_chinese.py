@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import unicodedata
 
 import numpy as np
@@ -74,15 +75,14 @@ def test_each_stage_is_cn_clips(files, tmp_path, kind):
     assert report.preprocessing == Preprocessing(resize_mode="squash")
     names = parity.stages(config)
     ours, truth = parity.compare(
-        str(files / f"{kind}.pt"), str(converted), parity.random_inputs(config), "float64", names, gradients=True
+        str(files / f"{kind}.pt"), str(converted), parity.random_inputs(config), "float64", names, gradients=".*"
     )
     gradients = {f"grad.{name}" for name, _ in presets.build(config).named_parameters()}
     assert ours.keys() == truth.keys() == {*names, *parity.OUTPUTS, *gradients}
-    largest = max(np.abs(truth[name]).max() for name in gradients)
-    for name, array in truth.items():
-        # The key's bias has no gradient but rounding, and word 0, which is padding, none at all.
-        scale = max(np.abs(array).max(), 1e-4 * largest if name in gradients else 0)
-        assert np.abs(ours[name] - array).max() <= parity.FLOAT64_BOUND * scale, name
+    worst, name = parity.gradient_difference(ours, truth)
+    assert worst <= parity.FLOAT64_BOUND, name
+    for name in (*names, *parity.OUTPUTS):
+        assert parity.difference(ours[name], truth[name])[1] <= parity.FLOAT64_BOUND, name
     assert len(np.unique(truth["text_features"].round(6), axis=0)) == 4
 
 
@@ -95,8 +95,12 @@ def test_other_heads_and_mlps_are_open_clips(files, tmp_path):
 
 
 def test_parity_measures_such_files(files, capsys):
-    assert parity.measure(str(files / "chinese_vit.pt")) == []
-    assert "87 of 87 tensors are bit for bit the original's, and the publisher's code" in capsys.readouterr().out
+    assert parity.measure(str(files / "chinese_vit.pt"), gradients=True) == []
+    printed = capsys.readouterr().out
+    assert "87 of 87 tensors are bit for bit the original's, and the publisher's code" in printed
+    found = re.findall(r"chinese_vit.pt, (image|text) tower, (\d+) gradients", printed)
+    assert [tower for tower, _ in found] == ["image", "text"]
+    assert sum(int(count) for _, count in found) == 87
 
 
 @pytest.fixture(scope="module")
