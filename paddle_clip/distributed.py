@@ -3,14 +3,18 @@
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Optional, TypeVar
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor
 
+from .extras import STARTED_BY
+
 Result = TypeVar("Result")
+
+LAUNCHER_DIED = "the launcher of the training has died; start it again, with resume=True to go on from its checkpoint"
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,12 @@ class Ranks:
     Attributes:
         rank: place of this process, from 0.
         count: number of processes.
+        launcher: id of the process that started this one and stops it if another one fails; None if there is none.
     """
 
     rank: int = 0
     count: int = 1
+    launcher: Optional[int] = None
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, one process after the other, without gradients: [B, …] -> [B * count, …]."""
@@ -81,12 +87,15 @@ class Ranks:
         """Does work that may fail on one process alone; then all of them stop, with the same message.
 
         Raises:
-            OSError, ValueError: what the work raised here, or with its message what it raised elsewhere.
+            OSError, ValueError: what the work raised here, or with its message what it raised elsewhere; or that the
+                launcher of a process has died. Nobody would stop the processes then, and a second training may run.
         """
         if self.count == 1:
             return work()
         failure = None
         try:
+            if self.launcher not in (None, os.getppid()):
+                raise ChildProcessError(LAUNCHER_DIED)
             result = work()
         except (OSError, ValueError) as error:
             failure = error
@@ -110,7 +119,8 @@ def join() -> Ranks:
     """
     if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1 and not dist.is_initialized():
         dist.init_parallel_env()
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    launcher = STARTED_BY if "PADDLE_LOCAL_RANK" in os.environ else None  # which Paddle's launcher sets
+    return Ranks(dist.get_rank(), dist.get_world_size(), launcher)
 
 
 def slice_of(place: int, rank: int, size: int, count: int) -> int:

@@ -29,6 +29,9 @@ ZLIB_IS_BROKEN = getattr(sys.modules.get("paddle"), "__version__", "").startswit
 # Paddle's import sets it to 1 where it is not set: what stood there before is what the user chose.
 OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS") if "paddle" not in sys.modules else None
 
+# What started this process: a training's launcher may die during Paddle's import, which takes seconds.
+STARTED_BY = os.getppid()
+
 NO_PADDLE = (
     "paddle_clip needs PaddlePaddle, which is not installed. On a CPU: pip install paddlepaddle. "
     "On an NVIDIA GPU: pip install paddlepaddle-gpu"

@@ -132,6 +132,17 @@ def test_what_stops_one_stops_all(told, case, message):
         assert len({every[case].partition(": ")[2] for every in told}) == 1, told
 
 
+def test_processes_stop_if_their_launcher_has_died(monkeypatch):
+    """Nobody would stop them if one failed, and whoever repeats the command would train beside them."""
+    monkeypatch.setattr(Ranks, "tell", lambda self, text: ["", text])
+    done = []
+    Ranks(1, 2, launcher=os.getppid()).together(lambda: done.append("work"))
+    Ranks(1, 2).together(lambda: done.append("work"))  # nobody launched it
+    with pytest.raises(ChildProcessError, match=r"the launcher of the training has died.*resume=True"):
+        Ranks(1, 2, launcher=os.getpid()).together(lambda: done.append("never"))
+    assert done == ["work", "work"]
+
+
 def test_processes_take_slices_of_the_batch_one_process_draws():
     taken = [[slice_of(place, rank, 3, 2) for place in range(6)] for rank in range(2)]
     assert taken == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
