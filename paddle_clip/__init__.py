@@ -33,7 +33,8 @@ def _read_stub() -> dict[str, str]:
 # They are imported when they are first used: importing the package and converting files need no Paddle.
 _ROOM_OF = _read_stub()
 
-__all__ = sorted(_ROOM_OF)
+# `import *` leaves Python's own `compile` as it is.
+__all__ = sorted(_ROOM_OF.keys() - {"compile"})
 
 # What Paddle says to its developers, on standard error; it reads this when it is imported. And that there is no ccache,
 # for those who compile C++.
@@ -64,4 +65,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_ROOM_OF])

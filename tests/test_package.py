@@ -1,6 +1,7 @@
 """The installed files, the cost of importing, and the messages where Paddle is missing."""
 
 import ast
+import builtins
 import os
 import re
 import shutil
@@ -51,6 +52,13 @@ def test_every_public_name_is_there():
     assert set(paddle_clip.__all__) <= set(dir(paddle_clip))
     for name in paddle_clip.__all__:
         assert getattr(paddle_clip, name).__doc__, name
+
+
+def test_a_star_import_shadows_nothing():
+    names = {}
+    exec("from paddle_clip import *", names)
+    assert names["load"] is paddle_clip.load
+    assert not names.keys() & set(dir(builtins))
 
 
 def test_without_paddle_the_two_commands_are_named(run):
