@@ -48,6 +48,8 @@ def load_compiled(
     prefix: Optional[str] = None,
     resolution: Optional[int] = None,
     heads: Optional[int] = None,
+    *,
+    mirror: Optional[str] = None,
 ) -> tuple[Predictor, ImageTransform]:
     """Loads a model in the form made for speed on a CPU, which is compiled once and kept in the cache.
 
@@ -67,6 +69,7 @@ def load_compiled(
         prefix: start of the model's names in a file that has several, see `load`.
         resolution: side of the images in pixels, see `load`.
         heads: number of the image tower's heads, where nothing tells it, see `load`.
+        mirror: base URL of a mirror, see `load`.
 
     Returns:
         The `Predictor` and its preprocessing.
@@ -79,7 +82,7 @@ def load_compiled(
     require_engine(engine, precision, "cpu", threads)
     pictures = _spread(calibration) if precision == "int8" else []
     engine = engine or default_engine(precision)
-    path = find(name_or_path, cache_dir)
+    path = find(name_or_path, cache_dir, mirror)
     settings = {"activation": activation, "prefix": prefix, "resolution": resolution, "heads": heads}
     folder = _folder(path, engine, cache_dir, settings, pictures)
     try:

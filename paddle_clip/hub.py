@@ -62,6 +62,7 @@ def load(
     device: Optional[Any] = None,
     jit: bool = False,
     download_root: Optional[StrPath] = None,
+    mirror: Optional[str] = None,
 ) -> "tuple[CLIP, ImageTransform]":
     """Loads a CLIP model and the preprocessing of its images (OpenAI's `clip.load`).
 
@@ -74,8 +75,7 @@ def load(
             leaves norms, embeddings and `logit_scale` in float32, as in OpenAI's files. Paddle's own, such as
             `paddle.float32`, will do too.
         cache_dir: folder for downloaded and converted files; by default the environment variable PADDLE_CLIP_CACHE,
-            or ~/.cache/paddle_clip. It may be read-only, if it holds what is needed. PADDLE_CLIP_MIRROR may name the
-            base URL of a mirror of OpenAI's files.
+            or ~/.cache/paddle_clip. It may be read-only, if it holds what is needed.
         activation: "quickgelu" or "gelu", for a file that does not tell: one of another program, or a GELU model saved
             with `paddle.save`, which keeps no metadata. Where only OpenAI's names tell, which open_clip shares, a
             warning says so.
@@ -87,6 +87,8 @@ def load(
             then on, as by `paddle.set_device`. By default Paddle's current device.
         jit: False, as in OpenAI's code; in place of True there is `compile`.
         download_root: OpenAI's name of `cache_dir`.
+        mirror: base URL of a mirror of OpenAI's files, which is checked as OpenAI's are; by default the environment
+            variable PADDLE_CLIP_MIRROR, or OpenAI's own.
 
     Returns:
         The model, in eval mode, and the callable PIL image, path or uint8 array -> float32 Tensor [3, R, R], which
@@ -113,7 +115,7 @@ def load(
     if device is not None:
         paddle.set_device(device_name(device))
     require_dtype(dtype, paddle.get_device())
-    path = find(name_or_path, cache_dir or download_root)
+    path = find(name_or_path, cache_dir or download_root, mirror)
     checkpoint = read(path)
     verify_checksums(checkpoint, path)
     weights = dialects.from_checkpoint(checkpoint, path, activation, prefix, resolution, heads)
@@ -164,7 +166,7 @@ def _float32_by_default() -> Iterator[None]:
         paddle.set_default_dtype(chosen)
 
 
-def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None) -> str:
+def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None, mirror: Optional[str] = None) -> str:
     """The path of a file, of a folder's weights, or of the file of a model by name, fetched if need be; see `load`."""
     name_or_path = os.fspath(name_or_path)
     if name_or_path not in (*available_models(), TINY.name, TINY_CN.name):
@@ -174,7 +176,7 @@ def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None) -> str:
     row = _row_of(name_or_path)
     if row in (TINY, TINY_CN):
         return os.path.join(os.path.dirname(__file__), "data", row.file)
-    return _cached(row, cache_folder(cache_dir))
+    return _cached(row, cache_folder(cache_dir), mirror)
 
 
 def _row_of(name: str) -> Preset:
@@ -189,9 +191,9 @@ def _row_of(name: str) -> Preset:
     return row
 
 
-def url_of(row: Preset) -> str:
-    """Where OpenAI publishes the file of a preset, or the mirror that PADDLE_CLIP_MIRROR names has it."""
-    base = os.environ.get("PADDLE_CLIP_MIRROR") or BASE_URL
+def url_of(row: Preset, mirror: Optional[str] = None) -> str:
+    """Where OpenAI publishes the file of a preset, or the mirror has it that is given or PADDLE_CLIP_MIRROR names."""
+    base = mirror or os.environ.get("PADDLE_CLIP_MIRROR") or BASE_URL
     return f"{base.rstrip('/')}/{row.sha256}/{row.file}"
 
 
@@ -200,7 +202,7 @@ def cache_folder(cache_dir: Optional[StrPath] = None) -> str:
     return expanded(cache_dir or os.environ.get("PADDLE_CLIP_CACHE") or os.path.join("~", ".cache", "paddle_clip"))
 
 
-def _cached(row: Preset, cache_dir: str) -> str:
+def _cached(row: Preset, cache_dir: str, mirror: Optional[str] = None) -> str:
     """The path of a model's converted weights, which are made at most once, by one process at a time."""
     original = os.path.join(cache_dir, row.file)
     converted = os.path.splitext(original)[0] + ".pdparams"
@@ -209,7 +211,7 @@ def _cached(row: Preset, cache_dir: str) -> str:
     try:
         with locked(original):
             if not os.path.exists(converted):
-                _fetch(row, original)
+                _fetch(row, original, mirror)
                 convert(original, converted)
     except (CacheError, PermissionError):
         if not os.path.exists(original):
@@ -241,9 +243,9 @@ def locked(path: str) -> Iterator[None]:
         lock.release()
 
 
-def _fetch(row: Preset, path: str) -> None:
+def _fetch(row: Preset, path: str, mirror: Optional[str] = None) -> None:
     """Makes `path` the official file of a preset, continuing an interrupted download."""
-    url = url_of(row)
+    url = url_of(row, mirror)
     if os.path.exists(path):
         _require_official(row, path)
         return
@@ -254,7 +256,7 @@ def _fetch(row: Preset, path: str) -> None:
         raise DownloadError(
             f"cannot download {row.name} from {url} ({error}{_advice(error)}). Run it again to continue; or fetch the "
             f"file elsewhere and put it into {os.path.dirname(path)}, or load it by its path; or set "
-            f"PADDLE_CLIP_MIRROR to the base URL of a mirror. The model {TINY.name!r} needs no network"
+            f"PADDLE_CLIP_MIRROR, or mirror=, to the base URL of a mirror. The model {TINY.name!r} needs no network"
         ) from error
     found = sha256(partial)
     if found != row.sha256:

@@ -227,12 +227,15 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path, read_only):
 def test_a_mirror(tmp_path, monkeypatch):
     """The published address is not reached from everywhere."""
     row = presets.preset("RN50")
-    monkeypatch.setenv("PADDLE_CLIP_MIRROR", f"file://{tmp_path}/")
-    assert hub.url_of(row) == f"file://{tmp_path}/{row.sha256}/RN50.pt"
+    mirror, cache = f"file://{tmp_path}/", tmp_path / "cache"
     (tmp_path / row.sha256).mkdir()
     (tmp_path / row.sha256 / "RN50.pt").write_bytes(b"something else")
-    with pytest.raises(hub.DownloadError, match=r"file with SHA-256 .*, expected"):
-        paddle_clip.load("RN50", cache_dir=tmp_path / "cache")
+    for load in (paddle_clip.load, paddle_clip.load_compiled):
+        with pytest.raises(hub.DownloadError, match=rf"file://{tmp_path}/{row.sha256}/RN50.pt gave .* SHA-256"):
+            load("RN50", cache_dir=cache, mirror=mirror)
+    monkeypatch.setenv("PADDLE_CLIP_MIRROR", mirror)
+    with pytest.raises(hub.DownloadError, match=rf"file://{tmp_path}/{row.sha256}/RN50.pt gave .* SHA-256"):
+        paddle_clip.load("RN50", cache_dir=cache)
     monkeypatch.setenv("PADDLE_CLIP_MIRROR", "mirror.example")
     with pytest.raises(hub.DownloadError, match="PADDLE_CLIP_MIRROR"):
         paddle_clip.load("RN50", cache_dir=tmp_path / "cache")
