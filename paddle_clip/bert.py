@@ -175,8 +175,8 @@ class BertModel(nn.Layer):
     @property
     def dtype(self) -> paddle.dtype:
         """The dtype the blocks compute in; embeddings and norms of half-precision models stay in float32."""
-        # Of the first linear layer there is: an adapter in the place of one need not have a weight of its own.
-        return next(layer.weight.dtype for layer in self.encoder.sublayers() if isinstance(layer, nn.Linear))
+        # Not `dense.weight`: an adapter in its place need not have a weight of its own.
+        return self.encoder.layer[0].intermediate.dense.parameters()[0].dtype
 
     def hidden_states(self, text: Tensor) -> list[Tensor]:
         """All tokens before the first block and after each one: [B, L] -> [B, L, D] each."""

@@ -517,11 +517,12 @@ class CLIP(nn.Layer):
     @property
     def dtype(self) -> paddle.dtype:
         """The dtype the towers compute in: that of the first convolution, or of the first MLP of a text tower alone."""
-        # Not `config.has_image`: where Paddle simulates this code, a property of a data class ends the process.
-        return self.visual.conv1.weight.dtype if self.config.vision_width else self._text_dtype()
+        # Not `config.has_image`: where Paddle simulates this code, a property of a data class ends the process. And not
+        # `conv1.weight`: an adapter in its place need not have a weight of its own.
+        return self.visual.conv1.parameters()[0].dtype if self.config.vision_width else self._text_dtype()
 
     def _text_dtype(self) -> paddle.dtype:
-        return self.transformer.resblocks[0].mlp.c_fc.weight.dtype
+        return self.transformer.resblocks[0].mlp.c_fc.parameters()[0].dtype
 
     def set_state_dict(
         self, state_dict: Mapping[str, Any], use_structured_name: bool = True
