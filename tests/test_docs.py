@@ -126,6 +126,17 @@ def test_the_reference_is_made_of_the_docstrings():
         assert current == make_api.page(language), f"{name} is out of date: run python docs/make_api.py"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: os.path.relpath(path, ROOT))
+def test_paddle_2_takes_the_order_of_imports(path):
+    """Paddle 2 that is imported before Python's zlib crashes Pillow. In this process zlib is there already."""
+    lines = [line for block in blocks(path) if block.language == "python" for line in block.code.splitlines()]
+    imported = [re.split(r"[\s.]+", line)[1] for line in lines if re.match("(import|from) ", line)]
+    assert "paddle" not in imported or imported.index("paddle_clip") < imported.index("paddle")
+    for block in blocks(path):
+        if "from paddle import inference" in block.code:  # in a process without paddle_clip
+            assert block.code.index("import zlib") < block.code.index("from paddle import")
+
+
 def test_few_blocks_are_not_run():
     found = [block for name in NAMES for block in blocks(DOCS / f"{name}.md")]
     not_run = [block.place for block in found if block.reason]
