@@ -3,6 +3,7 @@
 Most commands run in this process, which has Paddle already; the tests about processes start one.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from PIL import Image
 
 import paddle_clip
 from paddle_clip import cli, features, plots, presets
+from paddle_clip.cli import chinese
+from paddle_clip.cli.main import build_parser
 
 SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1)  # with the full vocabulary
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30)}
@@ -313,10 +316,13 @@ def test_an_export_in_place_of_a_model(succeeds, fails, photos, tmp_path):
 
 def test_hints(cli_run, photos, tmp_path):
     red = photos / "red" / "0.png"
+    cli_run("embed", photos, "-o", tmp_path / "x.npy")
     for arguments, hint in (
         (["classify", red, "--labels", "red,blue"], "'red,blue' is one label"),
         (["classify", red, "--labels", "红色", "蓝色"], "trained on English texts"),
         (["similarity", red, "--texts", "красный"], "trained on English texts"),
+        (["search", tmp_path / "x.npy", "红色"], "trained on English texts"),
+        (["evaluate", photos, "--labels", "蓝", "绿", "红"], "trained on English texts"),
     ):
         code, _, err = cli_run(*arguments)
         assert code == 0 and hint in err and err.count("\n") == 1
@@ -433,6 +439,9 @@ def test_values_out_of_range(fails, photos, tmp_path):
 
 def test_a_device_that_is_not_there(fails, photos):
     assert fails("classify", photos, "--labels", "a", "--device", "toaster", words=["like 'cpu', 'gpu'"])
+    if not paddle.device.is_compiled_with_cuda():
+        remedy = ["no CUDA: use --device cpu, or install a build"]
+        assert fails("classify", photos, "--labels", "a", "--device", "gpu", words=remedy)
 
 
 def test_wrong_arguments_end_with_2_and_name_the_help(fails, photos):
@@ -497,6 +506,26 @@ def test_help_needs_neither_numpy_nor_paddle(run):
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("usage: paddle-clip")
         assert "examples:" in done.stdout or not command
+
+
+def test_help_in_chinese(run, monkeypatch):
+    done = run("-m", "paddle_clip", "embed", "--help", LC_ALL="zh_CN.UTF-8", PYTHONUTF8="1")
+    assert all(words in done.stdout for words in ("提取图像的特征", "例子：", "读取图像的线程数"))
+    english, translated = (help_texts(locale, monkeypatch) for locale in ("en_GB.UTF-8", "zh_CN.UTF-8"))
+    assert english == chinese.catalogue().keys(), "change data/help_zh.tsv with the help"
+    assert translated == set(chinese.catalogue().values())
+
+
+def help_texts(locale, monkeypatch):
+    """All texts of the help in a locale, but for the examples."""
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    monkeypatch.setenv("LC_ALL", locale)
+    parser = build_parser()
+    commands = parser._subparsers._group_actions[0]
+    parsers = [parser, *commands.choices.values()]
+    assert all(each.format_help() for each in parsers)  # whatever stands for %(default)s
+    actions = [action for each in parsers for action in each._actions] + commands._choices_actions
+    return {parser.description, parser.epilog, *(action.help for action in actions)} - {None, argparse.SUPPRESS}
 
 
 def test_conversion_needs_no_paddle(run, model, tmp_path):

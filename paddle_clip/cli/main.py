@@ -10,7 +10,7 @@ from typing import Optional
 
 from .. import __version__
 from ..extras import NO_PADDLE, PADDLE_IS_INSTALLED
-from . import conversion, deployment, features, finetuning, zero_shot
+from . import chinese, conversion, deployment, features, finetuning, zero_shot
 from .messages import print_error, warning_printer
 from .shared import INTERRUPTED, Parser
 
@@ -86,4 +86,6 @@ def build_parser() -> argparse.ArgumentParser:
         deployment.add_bench,
     ):
         add(commands)
+    if chinese.is_wanted():
+        chinese.translate(parser)
     return parser
