@@ -1,4 +1,4 @@
-"""Training in two processes against one: pairs a second, and bytes between processes against the formula.
+"""Training in two processes against one: pairs a second; bytes between processes and memory against the formulas.
 
     python benchmarks/distributed.py [--model tiny] [--batch 64] [--rounds 5]
 
@@ -18,12 +18,13 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from scale import gathered, reduced, state
 
-def payload(model_bytes, embed_dim, local, ranks):
-    """Bytes all processes send in a step: features to each other, and gradients around a ring twice."""
-    features = 2 * ranks * (ranks - 1) * local * embed_dim * 4
-    gradients = 2 * (ranks - 1) * model_bytes
-    return features + gradients
+
+def resident(peak=False):
+    """Bytes of memory of this process."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM" if peak else "VmRSS"))
 
 
 def loopback_bytes():
@@ -41,6 +42,7 @@ def work(arguments):
     from paddle_clip.distributed import join
 
     ranks = join()
+    resident_before = resident()
     if arguments.model == "tiny":
         model = paddle_clip.load("tiny")[0]
     else:
@@ -69,7 +71,8 @@ def work(arguments):
         result = {
             "seconds": sorted(times[1:])[len(times[1:]) // 2],
             "sent": sorted(sent[1:])[len(sent[1:]) // 2],
-            "model": sum(parameter.size for parameter in model.parameters()) * 4,
+            "memory": resident(peak=True) - resident_before,
+            "parameters": sum(parameter.size for parameter in model.parameters()),
             "embed_dim": model.embed_dim,
         }
         print(f"\nRESULT {json.dumps(result)}", flush=True)
@@ -110,13 +113,16 @@ def main():
         several.append(launched(arguments, arguments.ranks))
     seconds = [sorted(result["seconds"] for result in results)[len(results) // 2] for results in (one, several)]
     speeds = arguments.batch / seconds[0], arguments.ranks * arguments.batch / seconds[1]
-    last = several[-1]
-    formula = payload(last["model"], last["embed_dim"], arguments.batch, arguments.ranks)
+    last, batch = several[-1], arguments.ranks * arguments.batch
+    formula = gathered(arguments.ranks, batch, last["embed_dim"]) + reduced(arguments.ranks, last["parameters"])
+    formula *= arguments.ranks
     sent = min(result["sent"] for result in several)
     print(f"{arguments.model}, {arguments.batch} pairs a process, one thread each")
     print(f"1 process {speeds[0]:.1f} pairs/s, {arguments.ranks} processes {speeds[1]:.1f} pairs/s: ", end="")
     print(f"{speeds[1] / speeds[0]:.2f} times")
-    print(f"bytes a step: {sent:,} on the loopback, {formula:,} by the formula: {sent / formula:.4f} times")
+    print(f"bytes a step: {sent:,} on the loopback, {formula:,.0f} by the formula: {sent / formula:.4f} times")
+    kept = state(last["parameters"])
+    print(f"memory of a process: {last['memory'] / 1e9:.2f} GB, without activations {kept / 1e9:.2f} by the formula")
 
 
 if __name__ == "__main__":

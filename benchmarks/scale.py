@@ -40,8 +40,8 @@ def image_flops() -> float:
     return embedding + transformer(patches + 1, CONFIG.vision_width, CONFIG.vision_layers)
 
 
-def text_flops() -> float:
-    return transformer(CONFIG.context_length, CONFIG.transformer_width, CONFIG.transformer_layers)
+def text_flops(tokens: int = CONFIG.context_length) -> float:
+    return transformer(tokens, CONFIG.transformer_width, CONFIG.transformer_layers)
 
 
 def loss_flops(batch: int) -> float:
@@ -49,22 +49,22 @@ def loss_flops(batch: int) -> float:
     return 3 * 2 * batch**2 * CONFIG.embed_dim
 
 
-def gathered(ranks: int, batch: int) -> float:
+def gathered(ranks: int, batch: int, embed_dim: int = CONFIG.embed_dim) -> float:
     """Bytes of features that a process receives in a step: those of all others, of both towers."""
-    return 2 * batch * (ranks - 1) / ranks * CONFIG.embed_dim * FLOAT
+    return 2 * batch * (ranks - 1) / ranks * embed_dim * FLOAT
 
 
-def reduced(ranks: int) -> float:
+def reduced(ranks: int, parameters: int = PARAMETERS) -> float:
     """Bytes of gradients that a process sends in a step, around a ring."""
-    return 2 * (ranks - 1) / ranks * PARAMETERS * FLOAT
+    return 2 * (ranks - 1) / ranks * parameters * FLOAT
 
 
-def state() -> int:
+def state(parameters: int = PARAMETERS) -> int:
     """Bytes of weights, gradients, and AdamW's two moments; and of the gradients in one piece while they are summed."""
-    return 5 * PARAMETERS * FLOAT
+    return 5 * parameters * FLOAT
 
 
-def activations() -> float:
+def activations(tokens: int = CONFIG.context_length) -> float:
     """Bytes that a pair keeps for its gradients in half precision (Korthikanti et al. 2022, arXiv:2205.05198)."""
 
     def kept(tokens: int, width: int, layers: int, heads: int) -> float:
@@ -72,9 +72,7 @@ def activations() -> float:
 
     patches = (CONFIG.image_resolution // CONFIG.vision_patch_size) ** 2
     image = kept(patches + 1, CONFIG.vision_width, CONFIG.vision_layers, CONFIG.vision_width // 64)
-    return image + kept(
-        CONFIG.context_length, CONFIG.transformer_width, CONFIG.transformer_layers, CONFIG.transformer_heads
-    )
+    return image + kept(tokens, CONFIG.transformer_width, CONFIG.transformer_layers, CONFIG.transformer_heads)
 
 
 def interval(ranks: int) -> float:
