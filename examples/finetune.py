@@ -11,7 +11,7 @@ knew are tested too, because training on new things makes a model forget. With y
 
 or `paddle-clip finetune captions.csv -o mine.pdparams --epochs 5`. What makes it forget less can be tried:
 
-    python examples/finetune.py --lora 8 --known 5 --epochs 16 --alpha 0.9
+    python examples/finetune.py --lora 8 --known 5 --epochs 12 --alpha 0.9
 """
 
 import argparse
