@@ -40,8 +40,8 @@ def image_flops() -> float:
     return embedding + transformer(patches + 1, CONFIG.vision_width, CONFIG.vision_layers)
 
 
-def text_flops(tokens: int = CONFIG.context_length) -> float:
-    return transformer(tokens, CONFIG.transformer_width, CONFIG.transformer_layers)
+def text_flops() -> float:
+    return transformer(CONFIG.context_length, CONFIG.transformer_width, CONFIG.transformer_layers)
 
 
 def loss_flops(batch: int) -> float:
@@ -64,7 +64,7 @@ def state(parameters: int = PARAMETERS) -> int:
     return 5 * parameters * FLOAT
 
 
-def activations(tokens: int = CONFIG.context_length) -> float:
+def activations() -> float:
     """Bytes that a pair keeps for its gradients in half precision (Korthikanti et al. 2022, arXiv:2205.05198)."""
 
     def kept(tokens: int, width: int, layers: int, heads: int) -> float:
@@ -72,7 +72,9 @@ def activations(tokens: int = CONFIG.context_length) -> float:
 
     patches = (CONFIG.image_resolution // CONFIG.vision_patch_size) ** 2
     image = kept(patches + 1, CONFIG.vision_width, CONFIG.vision_layers, CONFIG.vision_width // 64)
-    return image + kept(tokens, CONFIG.transformer_width, CONFIG.transformer_layers, CONFIG.transformer_heads)
+    return image + kept(
+        CONFIG.context_length, CONFIG.transformer_width, CONFIG.transformer_layers, CONFIG.transformer_heads
+    )
 
 
 def interval(ranks: int) -> float:
