@@ -443,6 +443,21 @@ def test_every_setting_of_open_clips_models_is_known(path):
         assert published.config == dataclasses.replace(config, vision_head_width=told.vision_head_width)
 
 
+def test_the_other_programs_settings_are_read_where_its_own_are_missing(folder, tmp_path):
+    """LAION's repositories hold weights and settings of both programs, and people download some of them."""
+    source = open_clip_folder(tmp_path / "x", quick_gelu=False)
+    settings = source / "open_clip_config.json"
+    settings.rename(folder / settings.name)
+    change(folder, section="text_config", hidden_act="gelu")
+    change(folder, section="vision_config", hidden_act="gelu")
+    (folder / "config.json").rename(source / "config.json")
+    for place in (source, folder):
+        assert check(place)[0].config.activation == "gelu"
+    assert check(source)[0].config.eos_token_id == 599
+    put_json(source / "config.json", model_type="blip", hidden_act="gelu")  # of something else
+    assert check(source)[0].config.activation == "quickgelu"
+
+
 def test_one_tower_alone_has_its_settings_at_the_top(folder):
     """Stable Diffusion's text encoder: huggingface/diffusers#10754 shows its config.json."""
     text = json.loads((folder / "config.json").read_text())["text_config"]
@@ -591,6 +606,9 @@ def test_shards(tmp_path, extension):
         check(tmp_path)
     first.write_bytes(b"version https://git-lfs")
     with pytest.raises(CheckpointError, match="00001-of-00003"):
+        check(tmp_path)
+    first.unlink()
+    with pytest.raises(CheckpointError, match=r"names shards that are not beside it: \S+00001-of-00003\S+\. Download"):
         check(tmp_path)
 
 

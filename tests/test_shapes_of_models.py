@@ -172,6 +172,19 @@ def test_wrappers_are_taken_out_of_names(variant, wrap):
         assert equal(dialects.from_checkpoint(state).arrays, arrays)
 
 
+def test_what_lies_beside_a_wrapper_is_no_part_of_the_model():
+    """DeepSpeed's checkpoints: {"module": ..., "optimizer": ...}; jiazhou-garland/EventBind#4: a model deep within."""
+    arrays, beside = ours(VIT), {"optimizer.state.0.exp_avg": np.ones(3, np.float32), "step": np.ones([], np.float32)}
+    for prefix in ("module.", "module.prompt_leranable.clip_model."):
+        state = {prefix + name: array for name, array in openai(arrays).items()}
+        found = dialects.from_checkpoint(state | beside)
+        assert equal(found.arrays, arrays)
+        assert (found.ignored, found.prefix) == (2, prefix)
+    state = {f"module.{name}": array for name, array in {**openai(arrays), "head.weight": np.ones(3)}.items()}
+    with pytest.raises(CheckpointError, match=r"1 unexpected: head\.weight"):
+        dialects.from_checkpoint(state | beside)
+
+
 def test_flat_parameters_are_named():
     state = {"_fsdp_wrapped_module._flat_param": np.ones(9, np.float32)}
     with pytest.raises(CheckpointError, match="FSDP's flat parameters"):

@@ -38,7 +38,7 @@ def resize_grid(arrays: dict[str, Any], config: CLIPConfig, resolution: int, sou
     if not config.has_image:
         raise ValueError(f"{source} takes no images, but resolution={resolution} was given")
     cell = config.vision_patch_size or RESNET_CELL
-    if not isinstance(resolution, int) or resolution < cell or resolution % cell:
+    if not isinstance(resolution, (int, np.integer)) or resolution < cell or resolution % cell:
         raise ValueError(
             f"resolution is {resolution!r}; {source} takes multiples of {cell} pixels, as resolution="
             f"{config.image_resolution} is"
@@ -51,7 +51,7 @@ def resize_grid(arrays: dict[str, Any], config: CLIPConfig, resolution: int, sou
         grid = np.tensordot(weights, grid, (1, 1)).swapaxes(0, 1)  # [T, T, D]
         resized = np.concatenate([exact[:1], grid.reshape(new * new, -1)])  # [1 + T*T, D]
         arrays[name] = cast(resized, dtype_name(table.dtype))
-    return dataclasses.replace(config, image_resolution=resolution)
+    return dataclasses.replace(config, image_resolution=int(resolution))
 
 
 def bicubic(size: int, new_size: int) -> np.ndarray:

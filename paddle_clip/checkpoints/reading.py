@@ -244,4 +244,7 @@ def _places(mapped: MappedFile) -> dict[str, str]:
             raise ValueError("its shards are not in its folder")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not the index of a sharded checkpoint ({error!r})") from None
+    absent = sorted(file for file in files if not os.path.exists(os.path.join(os.path.dirname(path), file)))
+    if absent:
+        raise CheckpointError(f"{path} names shards that are not beside it: {listed(absent)}. Download them, too")
     return dict(places)

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Container, Mapping
 from typing import Any, NamedTuple, Optional
 
+import numpy as np
+
 from ..config import (
     ACTIVATIONS,
     INTERPOLATIONS,
@@ -310,13 +312,18 @@ def _in_metadata(metadata: Mapping[str, Any], config: CLIPConfig, source: str) -
 def _beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: str, source: str) -> Settings:
     """The settings in the files of Hugging Face or open_clip beside a checkpoint."""
     told = Settings()
-    file = "config.json" if dialect in _WITH_CONFIG else "open_clip_config.json"
-    described = checkpoint.neighbour(file)
-    if described is not None:
+    places = [("config.json", _hugging_face), ("open_clip_config.json", _open_clip)]
+    own, other = places if dialect in _WITH_CONFIG else places[::-1]
+    for file, read in (own, other):
+        described = checkpoint.neighbour(file)
+        if described is None:
+            continue
+        if file == other[0] and described.get("model_type") != "clip" and "model_cfg" not in described:
+            continue  # it tells of something else
         sheet = _Sheet(file, source)
-        read = _hugging_face if dialect in _WITH_CONFIG else _open_clip
         told = read(sheet, described, config)._replace(told_by=f"the {file} beside it")
         sheet.close()
+        break
     return told._replace(preprocessing=_preprocessing_beside(checkpoint, config, dialect, source))
 
 
@@ -347,9 +354,9 @@ def _head_width(heads: Optional[int], told: Settings, config: CLIPConfig, is_ope
     """The width of the image tower's heads: as the caller says, as told, by a published model of its sizes, or 64."""
     width = _pooled_width(config)
     if heads is not None:
-        if heads < 1 or width % heads:
-            raise ValueError(f"heads is {heads}, and the image tower is {width} wide; give a number that divides it")
-        return width // heads
+        if not isinstance(heads, (int, np.integer)) or heads < 1 or width % heads:
+            raise ValueError(f"heads is {heads!r}, and the image tower is {width} wide; give a number that divides it")
+        return width // int(heads)
     if told.vision_head_width is not None:
         return told.vision_head_width
     published = preset_of(config)
