@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import struct
 import threading
 import warnings
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .arrays import as_array, as_tensor
 from .config import INTERPOLATIONS, MEAN, RESIZE_MODES, STD
@@ -24,6 +25,8 @@ _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 # Pixels of the resized picture up to which it is resized whole, as OpenAI's code does: 64 MB in four channels.
 _RESIZED_WHOLE = 1 << 24
 _BICUBIC_REACH = 3  # pixels on either side that a pixel of an enlarged picture depends on, with one to spare
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
+_SHOWN = 24  # bytes of a file that is no image, in a message
 # What PIL raises for damaged files, beside its own errors.
 _DAMAGED = (
     ArithmeticError,
@@ -75,7 +78,8 @@ def image_transform(
         the loader makes a Tensor.
 
     Raises:
-        ValueError: if the interpolation or the resize mode is unknown, or mean or std are not three numbers.
+        ValueError: if the resolution is no number of pixels, the interpolation or the resize mode is unknown, or mean
+            or std are not three numbers, those of std not 0.
     """
     return ImageTransform(resolution, mean, std, interpolation, resize_mode, fill_color, exif)
 
@@ -98,8 +102,12 @@ class ImageTransform:
                 f"interpolation={interpolation!r}, resize_mode={resize_mode!r}: choose one of "
                 f"{', '.join(INTERPOLATIONS)} and one of {', '.join(RESIZE_MODES)}"
             )
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"mean={mean} and std={std}: give three numbers each, of red, green and blue")
+        if not isinstance(resolution, (int, np.integer)) or resolution < 0:
+            raise ValueError(f"resolution={resolution!r}; give the side of square images in pixels, such as 224")
+        if np.shape(mean) != (3,) or np.shape(std) != (3,) or not np.all(np.isfinite([mean, std])) or 0 in std:
+            raise ValueError(
+                f"mean={mean} and std={std}: give three numbers each, of red, green and blue, and none of std 0"
+            )
         self.resolution = resolution
         self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
         self.resample = _RESAMPLING[interpolation]
@@ -178,8 +186,23 @@ def _opened(image: Any, exif: bool) -> Iterator[Image.Image]:
             picture.load()
             picture = _turned(picture) if exif else picture
         except _DAMAGED as error:
-            raise ValueError(f"cannot read {name} as an image: {error!s:.300}") from error
+            raise ValueError(f"cannot read {name} as an image: {_reason(error, file)}") from error
         yield picture
+
+
+def _reason(error: Exception, file: Any) -> str:
+    """What is wrong with a file that is no image, and the way out where there is one."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{error!s:.200} If you trust it, set PIL.Image.MAX_IMAGE_PIXELS to a larger number"
+    if isinstance(file, str) and _ADDRESS.match(file):
+        return "addresses are not fetched: download it, and give the file or its bytes"
+    if not isinstance(error, UnidentifiedImageError):
+        return f"{error!s:.300}"
+    words = f"it is in none of the formats {', '.join(_formats())}"
+    if isinstance(file, str):
+        with open(file, "rb") as opened:
+            return f"{words}; it begins with {opened.read(_SHOWN)!r}"
+    return f"{words}; it begins with {file.getvalue()[:_SHOWN]!r}" if isinstance(file, io.BytesIO) else words
 
 
 def _image_of_array(image: Any) -> Image.Image:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import paddle_clip
-from paddle_clip import CheckpointError, Predictor, hub, image_transform, presets, transforms
+from paddle_clip import CheckpointError, Predictor, config, hub, image_transform, presets, transforms
 from paddle_clip.checkpoints import files as checkpoint_files
 from paddle_clip.training import finetune
 
@@ -54,6 +54,84 @@ def content_of(image, format="PNG", **options):
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
+def openais(image, resolution=64):
+    """OpenAI's preprocessing: resized and cropped in the picture's own mode, then RGB."""
+    short, (width, height) = min(image.size), image.size
+    size = (int(resolution * width / short), int(resolution * height / short))
+    image = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (round((side - resolution) / 2) for side in size)
+    pixels = np.asarray(image.crop((left, top, left + resolution, top + resolution)).convert("RGB"), np.float32)
+    mean, std = np.array(config.MEAN, np.float32), np.array(config.STD, np.float32)
+    return ((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1)
+
+
+FORMS = {
+    "RGBA, huggingface/transformers#17101, openai/CLIP#244": ("RGBA", "PNG", {}),
+    "CMYK, Cerebras/modelzoo#65": ("CMYK", "JPEG", {}),
+    "CMYK of a TIFF": ("CMYK", "TIFF", {}),
+    "grey with alpha, dmMaze/BallonsTranslator#1205": ("LA", "PNG", {}),
+    "a palette with transparency, python-pillow/Pillow#6348": ("P", "PNG", {"transparency": bytes(range(256))}),
+    "a palette with one transparent colour": ("P", "GIF", {"transparency": 0}),
+    "colours of which one is transparent": ("RGB", "PNG", {"transparency": (1, 2, 3)}),
+    "one bit": ("1", "PNG", {}),
+    "YCbCr": ("YCbCr", "TIFF", {}),
+    "two photos in one file": ("RGB", "MPO", {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]}),
+    "damaged EXIF": ("RGB", "JPEG", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(Transparency|EXIF)")
+@pytest.mark.parametrize("form", FORMS)
+def test_pictures_of_every_form_are_openais(preprocess, form):
+    mode, format, options = FORMS[form]
+    content = content_of(picture(mode=mode), format, **options)
+    np.testing.assert_array_equal(preprocess.array(content), openais(Image.open(io.BytesIO(content))))
+    np.testing.assert_array_equal(
+        image_transform(64, exif=True).array(content), openais(Image.open(io.BytesIO(content)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"<!DOCTYPE html><html>", r"none of the formats JPEG, PNG, .*; it begins with b'<!DOCTYPE html>"),
+        (b"version https://git-lfs", "it begins with b'version https://git-lfs'"),  # as Pillow#6583: not the picture
+        (repr(Image.new("RGB", (9, 9))).encode(), "it begins with b'<PIL.Image.Image image m"),
+        (b"folder/a.png", "it begins with b'folder/a.png'"),
+        ("https://example.com/a.png", "addresses are not fetched: download it"),
+        ("data:image/png;base64," + 1000 * "A", "addresses are not fetched: download it"),
+        (np.zeros([9, 9, 3], np.float32) - 1.8, "what preprocess returned needs no second time"),
+        (np.zeros([9, 9], bool), r"found bool \[9, 9\]"),
+    ],
+)
+def test_what_stands_for_a_picture_is_named(preprocess, given, message):
+    """python-pillow/Pillow#9094 and #6583 (pages of a server), #4757; RelevanceAI/vectorhub#97 (an address);
+    justinpinkney/clip2latent#10 (normalised twice)."""
+    with pytest.raises(ValueError, match=message) as error:
+        preprocess(given)
+    assert len(str(error.value)) < 700
+    assert " at 0x" not in str(error.value)
+
+
+def test_files_of_a_picture_that_cannot_be_used_are_skipped(tmp_path, model, preprocess, monkeypatch):
+    """rom1504/clip-retrieval#257 (cut short); yurijmikhalevich/rclip#201, lightly-ai/lightly-studio#1765 (bombs)."""
+    picture().save(tmp_path / "a.png")
+    content = content_of(picture(), "JPEG")
+    (tmp_path / "b.jpg").write_bytes(content[: len(content) // 2])
+    picture((200, 200)).save(tmp_path / "c.jpg")
+    (tmp_path / "d.jpg").write_text("<html>")
+    (tmp_path / "e.jpg").touch()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15_000)
+    with pytest.warns(RuntimeWarning, match="4 images skipped"):
+        found = paddle_clip.embed(model, preprocess, tmp_path, on_error="skip", progress=False)
+    assert found.paths == [str(tmp_path / "a.png")]
+    for (path, reason), name, words in zip(
+        found.damaged, "bcde", ("truncated", "set PIL.Image.MAX_IMAGE_PIXELS", "begins with b'<html>'", "with b''")
+    ):
+        assert path == str(tmp_path / f"{name}.jpg")
+        assert words in reason
+
+
 def crop(monkeypatch, image, resolution, whole):
     monkeypatch.setattr(transforms, "_RESIZED_WHOLE", 1 << 60 if whole else 0)
     return np.asarray(transforms.resize_and_crop(image, resolution).convert("RGB")).astype(int)
@@ -83,7 +161,7 @@ def test_long_pictures_take_little_memory(tmp_path):
 
 
 def test_bytes_and_files_are_pictures(tmp_path, model, preprocess):
-    """jina-ai/clip-as-service, NudeNet#88: what a web server has."""
+    """jina-ai/clip-as-service#677, python-pillow/Pillow#1006: what a web server has."""
     content = content_of(picture())
     path = tmp_path / "图 片.png"
     path.write_bytes(content)
@@ -129,7 +207,7 @@ def test_an_animation_is_its_first_frame(tmp_path, preprocess, format):
     ],
 )
 def test_deep_pictures_are_openais_and_said_to_be_cut_off(tmp_path, preprocess, pixels, warned):
-    """PIL clips 16-bit grey and does not scale it."""
+    """python-pillow/Pillow#3011 and #5991: PIL clips 16-bit grey and does not scale it."""
     Image.fromarray(pixels).save(tmp_path / "x.tiff")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -123,11 +123,25 @@ def test_resize_modes(interpolation):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"interpolation": "nearest"}, {"resize_mode": "fit"}, {"mean": (0.5,)}, {"std": (1, 1, 1, 1)}]
+    "wrong",
+    [
+        {"interpolation": "nearest"},
+        {"resize_mode": "fit"},
+        {"mean": (0.5,)},
+        {"mean": 0.5},
+        {"std": (1, 1, 1, 1)},
+        {"std": (1, 0, 1)},
+        {"std": (1, 1, float("nan"))},
+        {"resolution": -1},
+        {"resolution": 32.0},
+        {"resolution": "32"},
+        {"resolution": (32, 32)},
+        {"resolution": None},
+    ],
 )
 def test_unknown_preprocessing_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        image_transform(32, **wrong)
+        image_transform(**{"resolution": 32, **wrong})
 
 
 # mlfoundations/open_clip#204: LAION-2B's ViT-L/14. huggingface/transformers#39821 and mlfoundations/open_clip#579:

@@ -135,7 +135,7 @@ def test_unreadable_images_are_named(tmp_path):
 def test_bombs_are_refused_as_unreadable(tmp_path, monkeypatch):
     make("RGB", (120, 80)).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"cannot read .*x\.png as an image: .*decompression bomb"):
+    with pytest.raises(ValueError, match=r"cannot read .*x\.png as an image: .*bomb.* set PIL\.Image\.MAX"):
         image_transform(224)(tmp_path / "x.png")
 
 
@@ -145,7 +145,7 @@ def test_bombs_are_refused_as_unreadable(tmp_path, monkeypatch):
 def test_formats_that_are_not_read(tmp_path, content):
     """PIL would give PostScript to Ghostscript, whatever the file's name."""
     (tmp_path / "cat.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"cannot read .*cat\.png as an image: cannot identify"):
+    with pytest.raises(ValueError, match=r"cannot read .*cat\.png as an image: it is in none of the formats"):
         image_transform(8)(tmp_path / "cat.png")
 
 
