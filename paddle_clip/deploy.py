@@ -19,6 +19,7 @@ from paddle.static import InputSpec
 from . import translation
 from .checkpoints.files import StrPath, crc32_of_file, expanded, former, replacing_folder
 from .checks import unwrapped
+from .encoding import require_dynamic_mode
 from .engines import Predictor, as_batch, require_engine
 from .exported import EXPORT_DTYPES, FORMAT, TOWERS, VERSION, is_export, program_suffix, read_program
 from .extras import has, require
@@ -40,9 +41,11 @@ class _Tower(nn.Layer):
     def __init__(self, encode: Callable[[Tensor], Tensor], model: CLIP):
         super().__init__()
         self.model = model
-        # No branch of ours asks a Tensor: rewriting code for those that do takes five times as long as tracing it.
-        self.encode = paddle.jit.not_to_static(lambda x: encode(x))
+        self.encode = encode
 
+    # No branch of ours asks a Tensor: rewriting code for those that do takes five times as long as tracing it, and a
+    # home folder that can be written.
+    @paddle.jit.not_to_static
     def forward(self, x: Tensor) -> Tensor:
         return self.encode(x).astype("float32")
 
@@ -74,10 +77,11 @@ def export(
             `calibration` of another shape, or a layer put into the model uses operators that exports may not use.
         FileExistsError: if the folder holds anything else.
         ImportError: if what an extra brings is not installed.
-        RuntimeError: if the translation or the quantisation fails.
+        RuntimeError: if the translation or the quantisation fails, or Paddle is in static mode.
         CheckpointError: if another process is writing the folder.
         OSError: if the system refuses to write. An export from before is untouched.
     """
+    require_dynamic_mode()
     model = unwrapped(model)
     if calibration is not None:
         openvino, calibration = True, as_batch(calibration, model.config.image_resolution)

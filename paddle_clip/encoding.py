@@ -50,6 +50,14 @@ def require_dtype(dtype: str, device: str) -> None:
         )
 
 
+def require_dynamic_mode() -> None:
+    """Raises RuntimeError in Paddle's static mode, in which no model runs."""
+    import paddle
+
+    if not paddle.in_dynamic_mode():
+        raise RuntimeError("Paddle is in static mode, and models run in dynamic mode: call paddle.disable_static()")
+
+
 def device_name(device: Any) -> str:
     """Paddle's name of a device; PyTorch's "cuda" is "gpu". Raises ValueError for a GPU Paddle is not built for."""
     name = str(device).replace("cuda", "gpu")
@@ -72,12 +80,14 @@ def inference(model: Encoder) -> Iterator[Encoder]:
         The model itself, without what `paddle.DataParallel` puts around it.
 
     Raises:
+        RuntimeError: if Paddle is in static mode.
         ValueError: if it is no model.
     """
     model = unwrapped(model)
     if takes_arrays(model):  # and has neither
         yield model
         return
+    require_dynamic_mode()
     import paddle
 
     trained = model if isinstance(model, paddle.nn.Layer) and model.training else None

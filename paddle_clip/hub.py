@@ -19,7 +19,7 @@ from .checkpoints.conversion import convert
 from .checkpoints.files import StrPath, expanded, naming, open_hidden, sha256
 from .checkpoints.reading import find_weights, read
 from .checkpoints.writing import verify_checksums
-from .encoding import HALF_DTYPES, device_name, require_dtype
+from .encoding import HALF_DTYPES, device_name, require_dtype, require_dynamic_mode
 from .errors import CheckpointError
 from .presets import PRESETS, TINY, TINY_CN, Preset, build
 from .presets import preset as find_preset
@@ -107,8 +107,7 @@ def load(
 
     from .layers import load_strictly, undrawn
 
-    if not paddle.in_dynamic_mode():
-        raise RuntimeError("Paddle is in static mode, and models run in dynamic mode: call paddle.disable_static()")
+    require_dynamic_mode()
     if jit:
         raise ValueError("jit=True: load(name) gives the layers, and paddle_clip.compile(model) makes them fast")
     dtype = dtype_name(dtype)
@@ -168,7 +167,7 @@ def _float32_by_default() -> Iterator[None]:
 
 def find(name_or_path: StrPath, cache_dir: Optional[StrPath] = None, mirror: Optional[str] = None) -> str:
     """The path of a file, of a folder's weights, or of the file of a model by name, fetched if need be; see `load`."""
-    name_or_path = os.fspath(name_or_path)
+    name_or_path = os.fsdecode(name_or_path)
     if name_or_path not in (*available_models(), TINY.name, TINY_CN.name):
         path = find_weights(name_or_path)
         if os.path.isfile(path):

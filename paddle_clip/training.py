@@ -23,7 +23,7 @@ from .checkpoints.files import StrPath
 from .checks import unwrapped
 from .defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, WARMUP, WEIGHT_DECAY
 from .distributed import Ranks, join, slice_of
-from .encoding import HALF_DTYPES
+from .encoding import HALF_DTYPES, require_dynamic_mode
 from .errors import CheckpointError
 from .extras import require
 from .hub import load
@@ -142,6 +142,7 @@ def finetune(
         FileNotFoundError: if there is no folder for the output.
         FloatingPointError: if the loss is not finite. The last checkpoint remains.
         ImportError: if `logdir` or `plot` is given and VisualDL or matplotlib is missing.
+        RuntimeError: if Paddle is in static mode.
     """
     ranks = join()
     model, seed = unwrapped(model), int(seed)
@@ -167,8 +168,8 @@ def finetune(
     }
 
     def checked() -> dict[str, Any]:
-        frozen_names(model, frozen, unfreeze)
         _require_sound(model, settings, pairs, save_every)
+        frozen_names(model, frozen, unfreeze)
         _require_free(output, checkpoint, resume)
         if plot:
             plots.require_writable(plot)
@@ -517,6 +518,7 @@ def _optimizer(parameters: list[Tensor], weight_decay: float, clip_norm: Optiona
 def _require_sound(
     model: CLIP, settings: dict[str, Any], pairs: Sequence[tuple[Any, str]], save_every: Optional[int]
 ) -> None:
+    require_dynamic_mode()
     for name in ("epochs", "batch_size", "accumulate"):
         _require(settings[name] >= 1, name, settings[name], "it must be at least 1")
     _require(save_every is None or save_every >= 1, "save_every", save_every, "it must be at least 1")

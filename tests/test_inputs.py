@@ -258,7 +258,7 @@ def test_damaged_pictures_are_one_error(tmp_path, preprocess, format):
 
 
 def test_home_folders_are_expanded(tmp_path, monkeypatch, model, preprocess):
-    """jina-ai/clip-as-service: a Dockerfile's ENV and a notebook expand no ~."""
+    """huggingface/huggingface_hub#4292: a Dockerfile's ENV and a notebook expand no ~."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     paddle_clip.save(model, "~/a.pdparams")
@@ -285,7 +285,7 @@ def read_only(monkeypatch):
 
 @pytest.mark.parametrize("name", ["ViT-B-32.pdparams", "ViT-B-32.pt"])
 def test_a_read_only_cache_is_read(files, tmp_path, read_only, monkeypatch, name):
-    """Caches in images of containers."""
+    """qdrant/fastembed#381, tenstorrent/tt-forge-models#10: caches in images of containers."""
     monkeypatch.setattr(hub, "_require_official", lambda row, path: None)
     if name.endswith(".pt"):
         (tmp_path / name).write_bytes((files / "vit.pt").read_bytes())
@@ -296,14 +296,45 @@ def test_a_read_only_cache_is_read(files, tmp_path, read_only, monkeypatch, name
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, read_only):
+    """wkentaro/gdown#274: users of containers have no home."""
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "cache", tmp_path / "empty"):
         with pytest.raises(OSError, match=f"the cache {folder} cannot be written.*cache_dir=.*PADDLE_CLIP_CACHE"):
             paddle_clip.load("ViT-B/32", cache_dir=folder)
 
 
+def test_a_user_without_a_home_exports(tmp_path):
+    """wkentaro/gdown#274, hscspring/hcgf#12: no home and no locale in a container. Paddle writes code there."""
+    (tmp_path / "file").touch()
+    picture().save(tmp_path / "图 片.png")
+    script = (
+        "import os, paddle_clip; model, preprocess = paddle_clip.load('tiny'); paddle_clip.export(model, 'x'); "
+        "name = os.fsdecode('图 片.png'.encode()); predictor = paddle_clip.Predictor(b'x'); "
+        "print(paddle_clip.embed(predictor, preprocess, name, progress=False).features.shape)"
+    )
+    (tmp_path / "script.py").write_text(f"# coding: utf-8\n{script}", encoding="utf-8")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("LC_")},
+        "HOME": str(tmp_path / "file" / "home"),
+        "LANG": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": os.path.dirname(os.path.dirname(paddle_clip.__file__)),
+    }
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "(1, 64)", done.stderr
+
+
+def test_paths_in_bytes(tmp_path, model):
+    path = os.fsencode(tmp_path / "x.pdparams")
+    paddle_clip.save(model, path)
+    assert paddle_clip.load(path)[0].config == model.config
+    assert paddle_clip.convert(path, os.fsencode(tmp_path / "y.pt")).output == str(tmp_path / "y.pt")
+    assert hub.cache_folder(path) == os.fsdecode(path)
+
+
 def test_a_mirror(tmp_path, monkeypatch):
-    """The published address is not reached from everywhere."""
+    """AUTOMATIC1111/stable-diffusion-webui#896 (a server of one's own), openai/CLIP#317 (which sent something else)."""
     row = presets.preset("RN50")
     mirror, cache = f"file://{tmp_path}/", tmp_path / "cache"
     (tmp_path / row.sha256).mkdir()
@@ -320,7 +351,7 @@ def test_a_mirror(tmp_path, monkeypatch):
 
 
 def test_a_certificate_error_says_where_certificates_go(tmp_path, monkeypatch):
-    """Networks with certificates of their own."""
+    """openai/CLIP#413 and #499: networks with certificates of their own."""
     import ssl
     import urllib.error
 
@@ -333,6 +364,7 @@ def test_a_certificate_error_says_where_certificates_go(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_names_the_file(tmp_path, model):
+    """jayleicn/ClipBERT#7."""
     raised = pytest.raises(OSError, match=r"No space left on device: .*x\.npz")
     with raised, checkpoint_files.replacing(tmp_path / "x.npz"):
         raise OSError(28, "No space left on device")
@@ -340,6 +372,7 @@ def test_a_full_disk_names_the_file(tmp_path, model):
 
 
 def test_names_that_are_no_text(tmp_path, model, preprocess):
+    """run-llama/llama_index#10369, kz26/dottorrent#9."""
     folder = os.path.join(os.fsencode(tmp_path), b"a \xff \xe5\x9b\xbe")
     os.mkdir(folder)
     path = os.path.join(os.fsdecode(folder), "x y.png")
@@ -358,6 +391,7 @@ def test_a_dtype_of_paddle(dtype):
 
 
 def test_the_default_dtype_changes_no_model(model, preprocess):
+    """PaddlePaddle/Paddle#54778 and #51708: some layers follow it, and others do not."""
     paddle.set_default_dtype("float64")
     try:
         loaded, _ = paddle_clip.load("tiny")
@@ -372,17 +406,28 @@ def test_the_default_dtype_changes_no_model(model, preprocess):
         paddle.set_default_dtype("float32")
 
 
-def test_static_mode_is_named():
+def test_static_mode_is_named(tmp_path, model, preprocess):
+    """PaddlePaddle/X2Paddle#534."""
+    samples = paddle_clip.images.samples()[:2]
+    calls = (
+        lambda: paddle_clip.load("tiny"),
+        lambda: paddle_clip.classify(model, preprocess, samples[0], ["a", "b"]),
+        lambda: paddle_clip.embed(model, preprocess, samples, progress=False),
+        lambda: paddle_clip.export(model, tmp_path / "x"),
+        lambda: finetune(model, [(path, "a") for path in samples], batch_size=2),
+    )
     paddle.enable_static()
     try:
-        with pytest.raises(RuntimeError, match=r"paddle\.disable_static\(\)"):
-            paddle_clip.load("tiny")
+        for call in calls:
+            with pytest.raises(RuntimeError, match=r"paddle\.disable_static\(\)"):
+                call()
     finally:
         paddle.disable_static()
 
 
 # ----------------------------------------------------------------------------------------------------------- arguments
 
+# openai/CLIP#208: a list of batches of one; #189: pictures of 32 x 32 pixels, which preprocess did not make.
 IMAGES = [
     (Image.new("RGB", (64, 64)), r"preprocess\(image\)\.unsqueeze\(0\)"),
     ([Image.new("RGB", (64, 64))], r"a list of Image; .*paddle\.stack"),

@@ -90,7 +90,7 @@ _DAMAGED = (
 
 def expanded(path: StrPath) -> str:
     """A path as a string, with the home folder for `~`: no shell did it in a Dockerfile, a notebook or an option."""
-    return os.path.expanduser(os.fspath(path))
+    return os.path.expanduser(os.fsdecode(path))
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def console() -> None:
     """The program `paddle-clip`, with a process to itself."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is deleted then, too
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # closed ones are None
         stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # file names that are no text
     sys.exit(main())
 
