@@ -101,5 +101,11 @@ def _dtype(value: Any) -> str:
 def _kind(value: Any) -> str:
     """What a value is, in words: its type, and that of its first item."""
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value):
-        return f"a {type(value).__name__} of {type(value[0]).__name__}"
-    return f"of the type {type(value).__name__}"
+        return f"a {type(value).__name__} of {_type(value[0])}"
+    return f"of the type {_type(value)}"
+
+
+def _type(value: Any) -> str:
+    """The name of a value's type, with its package: there are several Tensors."""
+    package = "paddle" if is_tensor(value) else type(value).__module__.partition(".")[0]
+    return type(value).__name__ if package == "builtins" else f"{package}.{type(value).__name__}"

@@ -161,7 +161,8 @@ def _folder(
         "pictures": [(picture, os.stat(picture).st_size, os.stat(picture).st_mtime_ns) for picture in pictures],
         "versions": [__version__, *(version_of(name) for name in ("paddlepaddle", "paddlepaddle-gpu", "openvino"))],
     }
-    digest = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
+    described = json.dumps(depends_on, default=lambda number: number.item())  # numpy's
+    digest = hashlib.sha256(described.encode()).hexdigest()[:16]
     stem = os.path.splitext(os.path.basename(path))[0]
     return os.path.join(_place(cache_dir), f"{stem}-{engine}-{digest}")
 

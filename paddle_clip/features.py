@@ -537,7 +537,7 @@ class _File(_Memory):
 
     def _note(self, line: dict[str, Any]) -> None:
         with naming(self.journal_path):
-            self.journal.write(json.dumps(line).encode() + b"\n")
+            self.journal.write(json.dumps(line, default=lambda number: number.item()).encode() + b"\n")
             self.journal.flush()
             os.fsync(self.journal.fileno())
 
@@ -659,6 +659,8 @@ def search(
         RuntimeError: if the text is too long.
     """
     target = _query_feature(model, preprocess, query)
+    features = features if hasattr(features, "ndim") else np.asarray(features)
+    paths = paths if isinstance(paths, (list, np.ndarray)) else list(paths)  # labels of pandas are not places
     if features.ndim != 2 or features.shape[1] != len(target) or len(features) != len(paths):
         raise ValueError(
             f"the features are {list(features.shape)}, expected [{len(paths)}, {len(target)}]: one row for each of the "

@@ -116,7 +116,7 @@ def as_images(images: Any) -> tuple[list[Name], Any]:
     """
     if isinstance(images, (str, os.PathLike)):
         images = images_at(images)
-    images = [images] if is_picture(images) else _listed(images)
+    images = [images] if is_picture(images) or _is_one_array(images) else _listed(images)
     if isinstance(images, (list, tuple)) and any(map(_names_shards, images)):
         images = [found for image in images for found in (images_at(image) if _names_shards(image) else [image])]
     if not (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
@@ -132,9 +132,16 @@ def as_images(images: Any) -> tuple[list[Name], Any]:
 def is_one_image(images: Any) -> bool:
     """Whether what `classify` takes is one image: a path, a picture, or an array or Tensor of one."""
     if is_tensor(images) or isinstance(images, np.ndarray):
-        return images.ndim in (2, 3) and not _holds_objects(images)
+        return _is_one_array(images)
     several = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
     return isinstance(images, (str, os.PathLike)) or is_picture(images) or not several
+
+
+def _is_one_array(images: Any) -> bool:
+    """Whether a value is an array or Tensor of one image, not of several, perhaps grey ones [N, H, W], or of paths."""
+    if not (is_tensor(images) or isinstance(images, np.ndarray)) or _holds_objects(images):
+        return False
+    return images.ndim == 2 or (images.ndim == 3 and (images.shape[0] == 3 or images.shape[2] <= 4))
 
 
 def _listed(images: Any) -> Any:
@@ -208,8 +215,9 @@ def batches(
     """
     if on_error not in ("raise", "skip", None):
         raise ValueError(f"on_error is {on_error!r}; choose 'raise' or 'skip'")
-    if batch_size < 1 or (workers is not None and workers < 1):
-        raise ValueError(f"batch_size={batch_size} and workers={workers}; each must be at least 1")
+    numbers = [batch_size] if workers is None else [batch_size, workers]
+    if any(not isinstance(number, (int, np.integer)) or number < 1 for number in numbers):
+        raise ValueError(f"batch_size={batch_size!r} and workers={workers!r}; each must be a whole number, at least 1")
     to_array = array_maker(preprocess)
 
     def load(index: int) -> tuple[np.ndarray, Any]:

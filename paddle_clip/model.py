@@ -642,7 +642,8 @@ class CLIP(nn.Layer):
         embedding = self._embedding()
         ids = embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None  # else not ours
         require_tokens(text, self._positions(), ids)
-        text = paddle.to_tensor(text) if isinstance(text, np.ndarray) else text
+        # Paddle takes uint16 for bfloat16, and has no kernels for other small integers.
+        text = paddle.to_tensor(text.astype(np.int64)) if isinstance(text, np.ndarray) else text.astype("int64")
         if not text.shape[0]:  # which Paddle's kernels refuse
             return self.encode_text(paddle.zeros([1, 1], text.dtype))[:0]
         if trim:

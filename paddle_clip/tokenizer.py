@@ -167,7 +167,8 @@ def tokenize(texts: Union[str, Sequence[str]], context_length: int = 77, truncat
     Raises:
         RuntimeError: if a text is too long and `truncate` is false, as in OpenAI's code.
         TypeError: if `texts` is not a string or a list of strings.
-        ValueError: if a text has more than 262,144 characters, or thousands of entities in each other.
+        ValueError: if a text has more than 262,144 characters, or thousands of entities in each other, or the context
+            length is less than 2.
     """
     return as_tensor(token_ids(texts, context_length, truncate))
 
@@ -176,10 +177,9 @@ def token_ids(
     texts: Union[str, Sequence[str]], context_length: int = 77, truncate: bool = False, text_tower: str = "clip"
 ) -> np.ndarray:
     """The ids of `tokenize` as an int64 array [N, context_length], or those for the text tower "bert"."""
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"tokenize takes a string or a list of strings; found {type(text).__name__}: {text!r:.80}")
+    texts = listed_texts(texts)
+    if not isinstance(context_length, (int, np.integer)) or context_length < 2:
+        raise ValueError(f"context_length is {context_length!r}; it is a number of tokens, at least 2: start and end")
     tokenizer = _bert_tokenizer() if text_tower == "bert" else _tokenizer()
     rows = np.zeros([len(texts), context_length], np.int64)
     for row, text in zip(rows, texts):
@@ -196,13 +196,28 @@ def token_ids(
     return rows
 
 
+def listed_texts(texts: Any) -> list[str]:
+    """A list of what is one text or several; raises TypeError if it is neither."""
+    several = hasattr(texts, "__iter__") and not isinstance(texts, (str, bytes)) and getattr(texts, "ndim", 1)
+    listed = list(texts) if several else [texts]
+    for text in listed:
+        if not isinstance(text, str):
+            raise TypeError(f"texts are a string or a list of strings; found {type(text).__name__}: {text!r:.80}")
+    return listed
+
+
 def decode(tokens: Any) -> Union[str, list[str]]:
     """The text of a row of `tokenize`, or the texts of its rows, in lower case without start, end and padding.
 
     Args:
         tokens: ids [L] or [N, L], a Tensor, array or list.
+
+    Raises:
+        ValueError: if they are no ids of OpenAI's vocabulary.
     """
-    rows = np.asarray(tokens)
+    rows, last = np.asarray(tokens), _tokenizer().end
+    if rows.ndim not in (1, 2) or rows.dtype.kind not in "iuf" or not ((rows >= 0) & (rows <= last)).all():
+        raise ValueError(f"decode takes ids [L] or [N, L] from 0 to {last}; found {str(tokens)[:80]}")
     return [_decode_row(row.tolist()) for row in rows] if rows.ndim == 2 else _decode_row(rows.tolist())
 
 

@@ -294,7 +294,7 @@ class _Training:
         with contextlib.closing(read_ahead):
             while self.step < steps:
                 batch = ranks.together(lambda: next(read_ahead))
-                rate = schedule(self.step, steps, settings["learning_rate"], settings["warmup"])
+                rate = schedule(self.step, steps, float(settings["learning_rate"]), settings["warmup"])
                 self.optimizer.set_lr(rate)
                 amp = settings["amp"]
                 loss = _step(self.model, self.optimizer, self.scaler, batch, batch_size, self.frozen, amp, ranks)

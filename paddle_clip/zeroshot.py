@@ -34,6 +34,7 @@ from .encoding import (
     unit,
 )
 from .images import Name, as_images, batches, image_files, is_one_image, warn_of_damage
+from .tokenizer import listed_texts
 
 ClassNames = Iterable[Union[str, Sequence[str]]]  # a class with several names is a list of them
 Template = Union[str, Callable[[str], str]]  # a text with {} for the name, or a function of the name
@@ -132,6 +133,7 @@ def encode_texts(
         RuntimeError: if a text is too long.
         TypeError: if a text is not a string.
     """
+    texts = listed_texts(texts)
     with progress_bar(progress, total=len(texts), unit="text") as bar:
         features = as_tensor(text_features(model, texts, batch_tokens, bar))
     # numpy lacks bfloat16: half precision became float32 on the way.

@@ -1,5 +1,6 @@
 """What people give: pictures in other forms, places, models in wrappers, and arguments that are slips."""
 
+import functools
 import io
 import json
 import os
@@ -430,14 +431,14 @@ def test_static_mode_is_named(tmp_path, model, preprocess):
 # openai/CLIP#208: a list of batches of one; #189: pictures of 32 x 32 pixels, which preprocess did not make.
 IMAGES = [
     (Image.new("RGB", (64, 64)), r"preprocess\(image\)\.unsqueeze\(0\)"),
-    ([Image.new("RGB", (64, 64))], r"a list of Image; .*paddle\.stack"),
+    ([Image.new("RGB", (64, 64))], r"a list of PIL\.Image; .*paddle\.stack"),
     ("x.png", "of the type str; .*preprocess"),
     (None, "of the type NoneType"),
     (np.zeros([3, 64, 64], np.float32), r"images\[None\]"),
     (np.zeros([2, 64, 64, 3], np.float32), r"takes \[N, 3, 64, 64\]"),
     (np.zeros([2, 3, 64, 64], np.uint8), "images are uint8; .*normalises"),
 ]
-# openai/CLIP#212: tokenize with a longer context_length.
+# openai/CLIP#212 and #110: tokenize with a longer context_length.
 TOKENS = [
     (["a dog"], r"a list of str; .*tokenize\(texts\)"),
     ("a dog", "of the type str; .*tokenize"),
@@ -465,6 +466,54 @@ def test_slips_are_told_the_call_that_is_right(encoders, kind):
             for value in arrays:
                 with pytest.raises(ValueError, match=message):
                     encode(value)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64"])
+@pytest.mark.parametrize("kind", ["CLIP", "Predictor"])
+def test_ids_of_every_integer_type(encoders, kind, dtype):
+    """RobertBiehl/CLIP-tf2#5 (int32); Paddle takes an array of uint16 for one of bfloat16."""
+    ids, encoder = np.array([[49406, 320, 49407], [120, 7, 9]], np.int64)[:, ::-1], encoders[kind]
+    ids = ids % 128 if dtype.endswith("8") or dtype == "int16" else ids
+    expected = np.asarray(encoder.encode_text(ids))
+    np.testing.assert_array_equal(np.asarray(encoder.encode_text(ids.astype(dtype))), expected)
+    if dtype in ("int8", "uint8", "int16", "int32"):
+        np.testing.assert_array_equal(np.asarray(encoder.encode_text(paddle.to_tensor(ids.astype(dtype)))), expected)
+
+
+def test_tensors_of_other_libraries_are_named(model):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=r"images are of the type torch\.Tensor"):
+        model.encode_image(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"images are a list of paddle\.Tensor; .*paddle\.stack"):
+        model.encode_image([paddle.zeros([1, 3, 64, 64])] * 2)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Predictor"])
+def test_texts_in_every_container(encoders, kind):
+    """huggingface/transformers#21366, huggingface/sentence-transformers#1820: arrays, columns, None among them."""
+    encoder, texts = encoders[kind], ["a red circle", "b"]
+    expected = np.asarray(paddle_clip.encode_texts(encoder, texts))
+    for several in (tuple(texts), iter(texts), np.array(texts), np.array(texts, object), dict.fromkeys(texts)):
+        np.testing.assert_array_equal(np.asarray(paddle_clip.encode_texts(encoder, several)), expected)
+    for one in ("b", np.str_("b"), np.array("b")[()], {"b"}):
+        np.testing.assert_allclose(np.asarray(paddle_clip.encode_texts(encoder, one))[0], expected[1], atol=1e-5)
+    functions = (paddle_clip.tokenize, encoder.tokenize, functools.partial(paddle_clip.encode_texts, encoder))
+    for wrong in (None, 3, float("nan"), b"a", ["a", None], ["a", float("nan")], [["a"]], np.array([["a"]]), [b"a"]):
+        for function in functions:
+            with pytest.raises(TypeError, match="texts are a string or a list of strings; found "):
+                function(wrong)
+
+
+@pytest.mark.parametrize("length", [-1, 0, 1, 77.0, "77", None, True])
+def test_context_lengths_that_cannot_be(length):
+    with pytest.raises(ValueError, match=f"context_length is {length!r}; it is a number of tokens"):
+        paddle_clip.tokenize("a", length, truncate=True)
+
+
+@pytest.mark.parametrize("ids", [[-1], [49408], 3, "a", None, [[[3]]], [True]])
+def test_ids_that_are_no_text(ids):
+    with pytest.raises(ValueError, match="decode takes ids"):
+        paddle_clip.decode(ids)
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "Predictor"])
@@ -515,6 +564,50 @@ def test_what_is_no_model_is_named(tiny, preprocess, tmp_path):
         paddle_clip.save(tiny[0].state_dict(), tmp_path / "x.pdparams")
 
 
+def test_one_array_is_one_picture(model, preprocess):
+    """jina-ai/clip-as-service#677: an array [H, W, 3] is no batch of H grey pictures."""
+    image = np.asarray(picture())
+    prepared = preprocess(image)
+    for one in (image, image / 255, paddle.to_tensor(image), prepared, prepared.numpy(), image.transpose(2, 0, 1)):
+        found = paddle_clip.embed(model, preprocess, one, progress=False)
+        assert found.paths == [0]
+        np.testing.assert_array_equal(found.features, paddle_clip.embed(model, preprocess, [one], progress=False)[0])
+        assert len(paddle_clip.classify(model, preprocess, one, ["a", "b"])) == 2
+    assert paddle_clip.embed(model, preprocess, image[..., 0], progress=False).paths == [0]
+    for several in (np.stack([image, image]), paddle.stack([prepared, prepared]), np.stack([image[..., 0]] * 2)):
+        assert paddle_clip.embed(model, preprocess, several, progress=False).paths == [0, 1]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path, model, preprocess):
+    """From a configuration, or the result of a computation."""
+    paths, two = paddle_clip.images.samples()[:2], np.int64(2)
+    found = paddle_clip.embed(model, preprocess, paths, tmp_path / "x.npy", two, workers=two, progress=False)
+    assert found.features.shape == (2, 64)
+    found = paddle_clip.search(model, preprocess, found.features.tolist(), iter(paths), Image.open(paths[1]), two)
+    assert (found[0].path, len(found)) == (paths[1], 2)
+    other, _ = paddle_clip.load("tiny", resolution=np.int64(96), heads=np.int32(5))
+    paddle_clip.save(other, tmp_path / "x.safetensors")
+    config = paddle_clip.load(tmp_path / "x.safetensors")[0].config
+    assert (config.image_resolution, config.vision_head_width) == (96, 64)
+    assert {type(config.image_resolution), type(config.vision_head_width)} == {int}
+    pairs = [(path, "a") for path in paths]
+    assert len(finetune(other, pairs, batch_size=two, epochs=two, learning_rate=np.float32(1e-6), seed=two)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch_size": 2.0}, "batch_size=2.0 and workers=None; each must be a whole number"),
+        ({"batch_size": "2"}, "batch_size='2' and"),
+        ({"workers": 1.5}, "workers=1.5; each must be a whole number"),
+        ({"workers": 0}, "workers=0; each must be"),
+    ],
+)
+def test_numbers_that_cannot_be(model, preprocess, given, message):
+    with pytest.raises(ValueError, match=message):
+        paddle_clip.embed(model, preprocess, paddle_clip.images.samples()[:2], progress=False, **given)
+
+
 class Column:
     """A column of pandas after filtering: its labels are not 0, 1, 2."""
 
@@ -532,7 +625,7 @@ class Column:
 
 
 def test_paths_keep_their_names(model, preprocess):
-    """open_clip#144, mids/W207#1."""
+    """mlfoundations/open_clip#144, mids/W207#1."""
     paths = paddle_clip.images.samples()[:3]
     kinds = (np.array, lambda paths: np.array(paths, object)[:, None], Column, iter, tuple, set, dict.fromkeys)
     for kind in kinds:
