@@ -198,7 +198,7 @@ def token_ids(
 
 def listed_texts(texts: Any) -> list[str]:
     """A list of what is one text or several; raises TypeError if it is neither."""
-    several = hasattr(texts, "__iter__") and not isinstance(texts, (str, bytes)) and getattr(texts, "ndim", 1)
+    several = hasattr(texts, "__iter__") and not isinstance(texts, (str, bytes)) and getattr(texts, "ndim", 1) > 0
     listed = list(texts) if several else [texts]
     for text in listed:
         if not isinstance(text, str):

@@ -57,7 +57,7 @@ def console() -> None:
     """The program `paddle-clip`, with a process to itself."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is deleted then, too
     for stream in filter(None, (sys.stdout, sys.stderr)):  # closed ones are None
-        stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # file names that are no text
+        stream.reconfigure(errors="surrogateescape")  # file names that are no text
     sys.exit(main())
 
 
