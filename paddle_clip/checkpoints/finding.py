@@ -85,8 +85,8 @@ def find(tensors: Mapping[str, np.ndarray], source: str, prefix: Optional[str] =
     }
     towers = places.get(start, {})
     raw_prefix = own[_SCALE][: -len(_SCALE)] if _SCALE in own else _dotted(prefix) + start
-    if raw_prefix and _SCALE in own:  # DeepSpeed's "module" has a wrapper's name, and an optimizer beside it
-        parts = {name.partition(".")[0] for name, raw in own.items() if raw.startswith(raw_prefix)}
+    if _WRAPPERS.search(raw_prefix):  # DeepSpeed's "module" has a wrapper's name, and an optimizer beside it
+        parts = {name.partition(".")[0] for name, raw in own.items() if _WRAPPERS.search(raw)}
         own = {name: raw for name, raw in own.items() if name.partition(".")[0] in parts}
     return Found(raw_prefix, _of_tower(own, towers), frozenset(towers))
 
