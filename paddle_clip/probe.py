@@ -1,5 +1,6 @@
 """Linear probe: logistic regression on image features (paper, section 3.2)."""
 
+import io
 import os
 import warnings
 import zipfile
@@ -52,8 +53,10 @@ class LinearProbe:
             CheckpointError: if `path` is something other than a file, or another process is writing it.
             OSError: if the system refuses to write; an existing file is untouched.
         """
+        content = io.BytesIO()  # on a full disk, NumPy 1 leaves a zip open, which would complain later
+        np.savez(content, weight=self.weight, bias=self.bias, classes=self.classes, C=self.C)
         with replacing(path) as (file, _):
-            np.savez(file, weight=self.weight, bias=self.bias, classes=self.classes, C=self.C)
+            file.write(content.getbuffer())
 
     @classmethod
     def load(cls, path: StrPath) -> "LinearProbe":

@@ -50,6 +50,7 @@ def small_disk(size):
 
 # Bytes that a file may have; for `embed`, where the journal, the rows, and what is made of them do not fit. In `export`
 # Paddle tells of it in words of its own: test_deploy.py.
+@pytest.mark.filterwarnings("error")  # of what is left open, too
 @pytest.mark.parametrize(
     ("name", "size"),
     [(name, size) for name in COMMANDS if name != "export" for size in (0, 700)]
