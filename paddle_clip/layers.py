@@ -147,7 +147,12 @@ class LayerNorm(nn.LayerNorm):
         weight, bias = float32_if_half(self.weight), float32_if_half(self.bias)
         if x.dtype == paddle.float64:  # norm(x, ε) = norm(cx, c²ε), and the kernel's epsilon is c²ε
             x = x * (1 - shortfall(self._epsilon) / self._epsilon) ** 0.5
-        return F.layer_norm(float32_if_half(x), self._normalized_shape, weight, bias, self._epsilon).astype(x.dtype)
+        if not is_traced() and weight.stop_gradient and not x.stop_gradient:
+            # On the CPU Paddle leaves a frozen weight out of the gradient of x.
+            y = F.layer_norm(float32_if_half(x), self._normalized_shape, None, None, self._epsilon) * weight + bias
+        else:
+            y = F.layer_norm(float32_if_half(x), self._normalized_shape, weight, bias, self._epsilon)
+        return y.astype(x.dtype)
 
 
 # -------------------------------------------------------------------------------------------------------- feature maps

@@ -110,6 +110,26 @@ def test_the_attention_pools_mean_has_float64_gradients(monkeypatch):
     np.testing.assert_allclose(x.grad.numpy(), np.broadcast_to(expected, x.shape), rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["LayerNorm", "BatchNorm2D"])
+@pytest.mark.parametrize("frozen", [["weight"], ["bias"], ["weight", "bias"]])
+def test_frozen_norms_pass_on_the_gradient(kind, frozen):
+    """What is trained below a frozen norm, as by LoRA: Paddle's layer norm leaves its weight out of the gradient."""
+    paddle.seed(0)
+    norm = getattr(model, kind)(8)
+    norm.eval()
+    norm.weight.set_value(paddle.rand([8]) + 0.5)
+    x, upstream = paddle.randn([3, 8, 2, 2] if kind == "BatchNorm2D" else [3, 8]), []
+    weights = paddle.randn(x.shape)
+    for names in ([], frozen):
+        for name in names:
+            getattr(norm, name).stop_gradient = True
+        leaf = x.clone().detach()
+        leaf.stop_gradient = False
+        (norm(leaf) * weights).sum().backward()
+        upstream.append(leaf.grad.numpy())
+    np.testing.assert_allclose(upstream[1], upstream[0], rtol=1e-5, atol=1e-6)
+
+
 def test_the_attention_pool_computes_one_query():
     pool = model.AttentionPool2D(3, 64, 4, 32)
     lengths = []
