@@ -173,13 +173,23 @@ def run(path):
         gradients = {name: parameter.grad for name, parameter in model.named_parameters() if has_gradient(job, name)}
         outputs.update({f"grad.{name}": gradient for name, gradient in gradients.items()})
     if job["digests"]:
-        linears = {f"{name}.weight" for name, layer in layers.items() if isinstance(layer, paddle.nn.Linear)}
-        for name, tensor in model.state_dict().items():
-            array = tensor.numpy().T if name in linears else tensor.numpy()
-            for ours, openai in (("._mean", ".running_mean"), ("._variance", ".running_var"), ("in_proj.", "in_proj_")):
-                name = name.replace(ours, openai)
-            outputs[f"digest.{name}"] = paddle.to_tensor(digest(array))
+        outputs.update(_digests(model))
     np.savez(job["outputs"], **outputs)  # which makes one array after the other
+
+
+def _digests(model):
+    """{"digest." and the publisher's name: digest of a tensor in the publisher's layout}."""
+    import paddle
+
+    layers = model.named_sublayers()
+    linears = {f"{name}.weight" for name, layer in layers if isinstance(layer, paddle.nn.Linear)}
+    digests = {}
+    for name, tensor in model.state_dict().items():
+        array = tensor.numpy().T if name in linears else tensor.numpy()
+        for ours, openai in (("._mean", ".running_mean"), ("._variance", ".running_var"), ("in_proj.", "in_proj_")):
+            name = name.replace(ours, openai)
+        digests[f"digest.{name}"] = paddle.to_tensor(digest(array))
+    return digests
 
 
 def has_gradient(job, name):

@@ -103,27 +103,38 @@ def is_openais(config):
 def build(config):
     """The publisher's model of these sizes."""
     if config.text_tower == "bert":
-        return cn_clip("model").CLIP(
-            **{
-                name: getattr(config, name)
-                for name in ("embed_dim", "image_resolution", "vision_layers", "vision_width")
-            },
-            vision_patch_size=config.vision_patch_size,
-            vision_head_width=config.vision_head_width,
-            vocab_size=config.vocab_size,
-            text_attention_probs_dropout_prob=0.0,  # left out here: Paddle-CLIP has no dropout
-            text_hidden_act="gelu",
-            text_hidden_dropout_prob=0.0,
-            text_hidden_size=config.transformer_width,
-            text_initializer_range=0.02,
-            text_intermediate_size=config.transformer_mlp_width or 4 * config.transformer_width,
-            text_max_position_embeddings=config.text_positions or config.context_length,
-            text_num_attention_heads=config.transformer_heads,
-            text_num_hidden_layers=config.transformer_layers,
-            text_type_vocab_size=2,
-        )
-    if is_openais(config):
-        return openai("model").CLIP(**sizes(config))
+        return _build_chinese(config)
+    return openai("model").CLIP(**sizes(config)) if is_openais(config) else _build_open(config)
+
+
+def _build_chinese(config):
+    """cn_clip's model."""
+    shared = (
+        "embed_dim",
+        "image_resolution",
+        "vision_layers",
+        "vision_width",
+        "vision_patch_size",
+        "vision_head_width",
+    )
+    return cn_clip("model").CLIP(
+        **{name: getattr(config, name) for name in shared},
+        vocab_size=config.vocab_size,
+        text_attention_probs_dropout_prob=0.0,  # left out here: Paddle-CLIP has no dropout
+        text_hidden_act="gelu",
+        text_hidden_dropout_prob=0.0,
+        text_hidden_size=config.transformer_width,
+        text_initializer_range=0.02,
+        text_intermediate_size=config.transformer_mlp_width or 4 * config.transformer_width,
+        text_max_position_embeddings=config.text_positions or config.context_length,
+        text_num_attention_heads=config.transformer_heads,
+        text_num_hidden_layers=config.transformer_layers,
+        text_type_vocab_size=2,
+    )
+
+
+def _build_open(config):
+    """open_clip's model."""
     mlp_width = config.vision_mlp_width or 4 * config.vision_width
     vision = {
         "image_size": config.image_resolution,

@@ -16,7 +16,7 @@ import os
 import socket
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from .checkpoints.files import StrPath, expanded
@@ -120,8 +120,7 @@ def embed_on_ray(
     images = damaged = 0
     with _cluster(address) as ray, progress_bar(progress, total=len(parts), initial=len(parts) - len(rows)) as bar:
         if rows:
-            devices = ray.cluster_resources().get("GPU", 0) / gpus if gpus else ray.cluster_resources()["CPU"] / threads
-            count = max(1, min(actors or int(devices), len(rows)))
+            count = max(1, min(actors or _most_actors(ray.cluster_resources(), threads, gpus), len(rows)))
             done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Worker,
                 fn_constructor_args=worker,
@@ -136,6 +135,10 @@ def embed_on_ray(
                 images, damaged = images + row["images"], damaged + row["damaged"]
                 bar.update(1)
     return Embedded(os.fspath(output), len(parts), len(rows), images, damaged)
+
+
+def _most_actors(resources: Mapping[str, float], threads: int, gpus: float) -> int:
+    return int(resources.get("GPU", 0) / gpus if gpus else resources["CPU"] / threads)
 
 
 class _Worker:

@@ -9,6 +9,7 @@ import pytest
 import paddle_clip
 from paddle_clip import CheckpointError, adapting, finetune, presets
 from paddle_clip.model import ResidualAttentionBlock
+from variants import state_of
 
 CONFIGS = {
     "vit": presets.CLIPConfig(8, 32, 2, 64, 16, 64, 1, 2, 12),
@@ -35,10 +36,6 @@ def vit():
 def pairs():
     random = np.random.default_rng(0)
     return [(random.integers(0, 256, [32, 32, 3], dtype=np.uint8), f"thing number {index}") for index in range(12)]
-
-
-def state_of(model):
-    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
 
 
 def changed(before, after):

@@ -12,8 +12,8 @@ from PIL import Image
 import paddle_clip
 from paddle_clip import ContrastiveLoss, cli, finetune, plots, presets, retrieval
 from paddle_clip.recall import RECALLS, recalls
+from variants import SMALL, assert_equal, state_of
 
-SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1, 12)
 ARGUMENTS = {"epochs": 3, "batch_size": 6, "learning_rate": 1e-3}
 
 
@@ -28,16 +28,6 @@ def pairs():
     random = np.random.default_rng(0)
     images = [np.tile(random.integers(0, 256, 3, dtype=np.uint8), [32, 32, 1]) for _ in range(12)]  # of one colour each
     return [(image, f"thing number {index}") for index, image in enumerate(images)]
-
-
-def state_of(model):
-    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
-
-
-def assert_equal(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
 def by_definition(images, texts, image_of, k):

@@ -18,9 +18,8 @@ import paddle_clip
 from paddle_clip import CheckpointError, ContrastiveLoss, distributed, finetune, presets, training
 from paddle_clip.checkpoints import reading, writing
 from paddle_clip.checkpoints.files import crc32_of_array
-from variants import RESNET, VARIANTS, VIT
+from variants import RESNET, SMALL, VARIANTS, VIT, assert_equal, state_of
 
-SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1, 12)  # with the full vocabulary
 GRADIENT_ERROR = 2e-5  # relative to a tensor's largest gradient, as sums have another order; 4e-6 was measured
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
@@ -37,16 +36,6 @@ def pairs():
     names = [list(COLOURS)[index % 4] for index in range(14)]
     images = [np.uint8(np.clip(random.normal(COLOURS[name], 20, [32, 32, 3]), 0, 255)) for name in names]
     return [(image, f"a {name} thing, number {index}") for index, (image, name) in enumerate(zip(images, names))]
-
-
-def state_of(model):
-    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
-
-
-def assert_equal(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients

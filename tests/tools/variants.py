@@ -1,4 +1,6 @@
-"""Small models with every part of the published ones. No two sizes that could be confused are equal."""
+"""Small models with every part of the published ones. No two sizes that could be confused are equal. Their states."""
+
+import numpy as np
 
 from paddle_clip.presets import CLIPConfig
 
@@ -18,3 +20,15 @@ TINY = {
     "tiny_resnet": CLIPConfig(8, 32, (1, 1, 1, 1), 8, None, 64, 1, 1, 4, 20),
     "tiny_vit": CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1, 4, 20),
 }
+
+SMALL = CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1, 12)  # for training on texts, with the full vocabulary
+
+
+def state_of(model):
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
