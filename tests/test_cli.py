@@ -322,7 +322,7 @@ def test_hints(cli_run, photos, tmp_path):
         (["classify", red, "--labels", "红色", "蓝色"], "trained on English texts"),
         (["similarity", red, "--texts", "красный"], "trained on English texts"),
         (["search", tmp_path / "x.npy", "红色"], "trained on English texts"),
-        (["evaluate", photos, "--labels", "蓝", "绿", "红"], "trained on English texts"),
+        (["evaluate", photos, "--labels", "蓝色", "绿色", "红色"], "trained on English texts"),
     ):
         code, _, err = cli_run(*arguments)
         assert code == 0 and hint in err and err.count("\n") == 1
