@@ -186,7 +186,7 @@ def test_sharded_files_must_be_whole_and_at_home(library_files, tmp_path):
         check(index)
     index.write_text(text)
     (tmp_path / "model-00002-of-00008.safetensors").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CheckpointError, match=r"not beside it: model-00002-of-00008.safetensors. Download them"):
         check(index)
     (tmp_path / "model-00002-of-00008.safetensors").write_bytes(
         (tmp_path / "model-00003-of-00008.safetensors").read_bytes()
