@@ -25,7 +25,10 @@ import paddle_clip.training  # noqa: F401
 from paddle_clip import features
 from paddle_clip.cli.main import console
 
-FORK = multiprocessing.get_context("fork")
+# Forked from a process that has imported what takes a second. Not from the caller: Paddle 2 writes the lines of all
+# calls into a program, and no two of them would be equal.
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["commands"])
 TINY = os.path.join(ROOT, "paddle_clip", "data", "clip_tiny.pt")
 IMAGES = 96
 OFTEN = 0.02  # seconds between two checkpoints of `embed`: for nearly each batch, in place of one for each second
@@ -73,7 +76,7 @@ def prepare(folder: pathlib.Path, count: int = IMAGES) -> None:
 
 
 def start(command: Command, folder: pathlib.Path) -> BaseProcess:
-    """Starts a command in a process forked from this one, which has imported what takes a second; it computes nothing.
+    """Starts a command in a process of its own, which has imported everything already.
 
     What the command prints as errors is in `folder/errors-PID`.
     """
