@@ -1,15 +1,18 @@
 """PyTorch and Paddle on identical inputs, stage by stage: the reference is OpenAI's code, every weight random."""
 
+import json
 import os
 import re
 
 import numpy as np
 import paddle
 import pytest
+import torch
 from conftest import DEVICES
 
 import paddle_clip
 import parity
+import reference
 from paddle_clip import convert, presets
 from variants import OTHERS, VARIANTS
 
@@ -154,3 +157,18 @@ def test_published_logits(name):
             logits, _ = model(preprocess(picture).unsqueeze(0), texts)
             probabilities = paddle.nn.functional.softmax(logits, axis=-1).numpy()[0]
             np.testing.assert_allclose(probabilities, [0.9927937, 0.00421068, 0.00299572], atol=1e-4)
+
+
+@pytest.mark.parametrize("row", presets.OPEN_CLIP, ids=lambda row: row.name)
+def test_the_sizes_are_open_clips(row):
+    """Its own code builds a model of these sizes from its own configuration, with as many parameters."""
+    open_clip = reference.open_clip()
+    path = os.path.join(os.path.dirname(open_clip.__file__), "model_configs", f"{row.name}.json")
+    with open(path, encoding="utf-8") as file:
+        sizes = json.load(file)
+    with torch.device("meta"):
+        model = open_clip.CLIP(sizes["embed_dim"], sizes["vision_cfg"], sizes["text_cfg"])
+    assert sum(parameter.numel() for parameter in model.parameters()) == row.parameters
+    assert row.config.image_resolution == sizes["vision_cfg"]["image_size"]
+    heads = (model.visual.transformer.resblocks[0].attn.num_heads, model.transformer.resblocks[0].attn.num_heads)
+    assert heads == (row.config.vision_heads, row.config.transformer_heads)
