@@ -29,6 +29,10 @@ from paddle_clip.cli.main import console
 # calls into a program, and no two of them would be equal.
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["commands"])
+# Before Python 3.12 that process finds modules by this variable alone.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH", "")]
+)
 TINY = os.path.join(ROOT, "paddle_clip", "data", "clip_tiny.pt")
 IMAGES = 96
 OFTEN = 0.02  # seconds between two checkpoints of `embed`: for nearly each batch, in place of one for each second
