@@ -255,7 +255,8 @@ def _fetch(row: Preset, path: str, mirror: Optional[str] = None) -> None:
         raise DownloadError(
             f"cannot download {row.name} from {url} ({error}{_advice(error)}). Run it again to continue; or fetch the "
             f"file elsewhere and put it into {os.path.dirname(path)}, or load it by its path; or set "
-            f"PADDLE_CLIP_MIRROR, or mirror=, to the base URL of a mirror. The model {TINY.name!r} needs no network"
+            "PADDLE_CLIP_MIRROR (in Python mirror=, too) to the base URL of a mirror. "
+            f"The model {TINY.name!r} needs no network"
         ) from error
     found = sha256(partial)
     if found != row.sha256:

@@ -425,8 +425,8 @@ def programs(small, tmp_path_factory):
 PRECISIONS = {
     ("paddle", "float32"): (1e-5, 1e-5),
     ("openvino", "float32"): (1e-5, 1e-5),
-    ("openvino", "bfloat16"): (3e-2, 3e-2),
-    ("openvino", "int8"): (2e-1, 1e-5),
+    ("openvino", "bfloat16"): (2e-2, 2e-2),
+    ("openvino", "int8"): (1e-1, 1e-5),
 }
 
 

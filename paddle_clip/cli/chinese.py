@@ -8,7 +8,7 @@ _HEADINGS = {"positional arguments": "位置参数", "optional arguments": "选�
 
 
 def is_wanted() -> bool:
-    """Whether the locale is Chinese, by the variables that gettext reads."""
+    """Whether the locale is Chinese, by LC_ALL, LC_MESSAGES or LANG, whichever comes first."""
     values = map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))
     return next(filter(None, values), "").startswith("zh")
 
