@@ -1,11 +1,13 @@
 """Chinese-CLIP: against cn_clip's own code and Hugging Face's, its files, its tokens, its pictures, its programs."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import random
 import re
+import shutil
 import unicodedata
 
 import numpy as np
@@ -122,6 +124,22 @@ def hugging_face(tmp_path_factory):
     described = {"image_processor_type": "ChineseCLIPImageProcessor", "size": {"height": 32, "width": 32}}
     (folder / "preprocessor_config.json").write_text(json.dumps({**described, "do_center_crop": False, "resample": 3}))
     return model.double(), folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None}, None),
+        ({"tokenizer_class": "ChineseCLIPTokenizer"}, None),
+        ({"tokenizer_class": "BertTokenizer", "do_lower_case": False}, "do_lower_case is False"),
+        ({"tokenizer_class": "CLIPTokenizer"}, "tokenizer_class is '?CLIPTokenizer"),
+    ],
+)
+def test_the_settings_of_a_tokenizer(hugging_face, tmp_path, settings, named):
+    folder = shutil.copytree(hugging_face[1], tmp_path / "x")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=named) if named else contextlib.nullcontext():
+        check(folder)
 
 
 def test_hugging_faces_model_computes_the_same(hugging_face):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import CLIPConfig as HuggingFaceConfig
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import paddle_clip
@@ -232,6 +232,39 @@ def test_the_forms_of_openais_preprocessing(folder, settings):
 def test_other_preprocessing_is_refused(folder, settings, named):
     put_json(folder / "preprocessor_config.json", **{"size": 32, "crop_size": 32, **settings})
     with pytest.raises(CheckpointError, match=rf"preprocessor_config\.json .*{named}"):
+        check(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- tokenizers
+
+
+# huggingface/transformers#20481, #15067: what the published files say, and what of it CLIPTokenizer never heeds.
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_max_length": 77, "do_lower_case": False, "add_prefix_space": False, "errors": "replace"},
+        {"tokenizer_class": "CLIPTokenizerFast", "bos_token": {"content": "<|startoftext|>", "lstrip": False}},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "!", "clean_up_tokenization_spaces": True},
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_the_settings_of_clips_tokenizer(folder, settings):
+    CLIPTokenizer().save_pretrained(folder)
+    change(folder, "tokenizer_config.json", **settings)
+    check(folder)
+
+
+# LAION-AI/CLIP_benchmark#19: models of CLIP's form with texts of another tokenizer.
+@pytest.mark.parametrize("kind", ["XLMRobertaTokenizer", "T5TokenizerFast", "BertTokenizer"])
+def test_another_tokenizer_is_refused(folder, kind):
+    put_json(folder / "tokenizer_config.json", tokenizer_class=kind)
+    with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json .*tokenizer_class is '?{kind}.*another tok"):
+        check(folder)
+
+
+def test_an_unknown_setting_of_a_tokenizer_is_told(folder):
+    put_json(folder / "tokenizer_config.json", tokenizer_class="CLIPTokenizer", dropout_of_merges=0.1)
+    with pytest.warns(UserWarning, match="tokenizer_config.json has settings .*dropout_of_merges"):
         check(folder)
 
 

@@ -28,7 +28,13 @@ from ..presets import preset_of
 from .files import TORCHSCRIPT, Checkpoint, brief
 
 # Files beside a checkpoint that are read.
-FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
+FILES = (
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+)
 # Dialects whose settings are in config.json; cn_clip's files lie beside Hugging Face's in the published repositories.
 _WITH_CONFIG = ("Hugging Face", "PaddleNLP", "Chinese-CLIP")
 Expected = Mapping[str, Container[Any]]  # {setting: the values of it that are computed here}
@@ -62,18 +68,16 @@ _TOWER = {
     "num_attention_heads",
     "projection_dim",  # the model's
 }
-_NONE: Expected = {
-    "quantization_config": (),
-    "pruned_heads": ({},),
-    "tokenizer_class": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
+_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_BERT_TOKENIZERS = ("BertTokenizer", "BertTokenizerFast", "ChineseCLIPTokenizer")  # the last is PaddleNLP's
+_NONE: Expected = {"quantization_config": (), "pruned_heads": ({},), "tokenizer_class": _CLIP_TOKENIZERS}
 
 # What Chinese-CLIP's text tower, BERT, may say beyond `_TOWER`.
 _BERT: Expected = {
     "hidden_act": ("gelu",),
     "layer_norm_eps": (1e-12,),
     "position_embedding_type": ("absolute",),
-    "tokenizer_class": ("BertTokenizer", "BertTokenizerFast"),
+    "tokenizer_class": _BERT_TOKENIZERS,
     "type_vocab_size": (2,),
 }
 _PROCESSOR = _words("""
@@ -86,6 +90,25 @@ _PROCESSORS = tuple(
     for kind in ("CLIP", "ChineseCLIP")
     for name in ("FeatureExtractor", "ImageProcessor", "ImageProcessorFast", "ImageProcessorPil")
 )
+
+# Settings of a tokenizer that do not change the ids of a text: padding is never read, and this package cuts by itself.
+_TOKENIZER = _words("""
+    add_prefix_space added_tokens_decoder additional_special_tokens auto_map backend bos_token
+    clean_up_tokenization_spaces cls_token do_basic_tokenize do_lower_case eos_token errors extra_special_tokens
+    is_local local_files_only mask_token max_length max_len model_input_names model_max_length name_or_path never_split
+    pad_to_multiple_of pad_token pad_token_type_id padding_side processor_class sep_token special_tokens_map_file
+    split_special_tokens stride tokenizer_file truncation_side truncation_strategy unk_token use_fast
+""")
+# Those of classes that read everything from tokenizer.json do not tell.
+_ANY_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Hugging Face's CLIPTokenizer lowers all letters, whatever `do_lower_case` says.
+_CLIP_TOKENIZER: Expected = {"tokenizer_class": (*_CLIP_TOKENIZERS, *_ANY_TOKENIZERS)}
+_BERT_TOKENIZER: Expected = {
+    "do_lower_case": (True,),
+    "strip_accents": (True,),
+    "tokenize_chinese_chars": (True,),
+    "tokenizer_class": (*_BERT_TOKENIZERS, *_ANY_TOKENIZERS),
+}
 
 _OPEN_CLIP = {"cast_dtype", "custom_text", "init_logit_scale", "nonscalar_logit_scale", "output_dict", "text_cfg"}
 _OPEN_CLIP_TOWER = _words("""
@@ -108,6 +131,7 @@ _BLOCK: Expected = {
 _WORDS = {  # what a setting is, where its name alone does not tell
     "layer_norm_eps": "another epsilon than OpenAI's",
     "hf_tokenizer_name": "another tokenizer than OpenAI's",
+    "tokenizer_class": "another tokenizer than this model's here",
     "no_causal_mask": "its texts are not masked as OpenAI's",
 }
 _SHOWN = 4  # settings that do not fit, in a message
@@ -324,6 +348,7 @@ def _beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: str, source: st
         told = read(sheet, described, config)._replace(told_by=f"the {file} beside it")
         sheet.close()
         break
+    _check_tokenizer(checkpoint, config, source)
     return told._replace(preprocessing=_preprocessing_beside(checkpoint, config, dialect, source))
 
 
@@ -343,6 +368,16 @@ def _preprocessing_beside(checkpoint: Checkpoint, config: CLIPConfig, dialect: s
             sheet.close()
             return found
     return default_preprocessing(config.text_tower)
+
+
+def _check_tokenizer(checkpoint: Checkpoint, config: CLIPConfig, source: str) -> None:
+    """Checks that the tokenizer beside a checkpoint is the one of this package."""
+    described = checkpoint.neighbour("tokenizer_config.json")
+    if described is not None and config.transformer_width:
+        sheet = _Sheet("tokenizer_config.json", source)
+        expected = _BERT_TOKENIZER if config.text_tower == "bert" else _CLIP_TOKENIZER
+        sheet.section("", described, expected, _TOKENIZER)
+        sheet.close()
 
 
 def _pooled_width(config: CLIPConfig) -> int:
