@@ -95,7 +95,7 @@ class Smoke:
         yield "both results are the same", self.compare
         yield "paddle-clip classify", self.classify
         yield "paddle_clip.tokenize", self.tokenize
-        yield "pip install pytest", lambda: self.install("pytest>=7")
+        yield "pip install pytest", lambda: self.install("pytest>=7", "pytest-timeout")
         yield "tests without PyTorch", self.test
 
     def copy(self):
@@ -106,8 +106,8 @@ class Smoke:
         for name in FILES:
             shutil.copy(os.path.join(ROOT, name), self.clone)
 
-    def install(self, requirement):
-        self.run("pip", "install", "--quiet", "--disable-pip-version-check", requirement, cwd=self.clone)
+    def install(self, *requirements):
+        self.run("pip", "install", "--quiet", "--disable-pip-version-check", *requirements, cwd=self.clone)
 
     def help(self):
         shown = self.run("paddle-clip", "--help")
