@@ -25,6 +25,12 @@ import paddle_clip.training  # noqa: F401
 from paddle_clip import features
 from paddle_clip.cli.main import console
 
+# isort: split
+import paddle
+
+# Paddle's own handlers print what happened, with locks that a process may hold when it is terminated: some hung.
+paddle.disable_signal_handler()
+
 # Forked from a process that has imported what takes a second. Not from the caller: Paddle 2 writes the lines of all
 # calls into a program, and no two of them would be equal.
 FORK = multiprocessing.get_context("forkserver")

@@ -101,6 +101,16 @@ def until_moment(running, folder, times, moments):
     running.join(moments.uniform(0, times[phase + 1] - times[phase]))
 
 
+def stopped(running, number):
+    """Sends a process a signal and waits for its end; returns False if it had ended before."""
+    with contextlib.suppress(ProcessLookupError):  # it may end between the two lines
+        if running.is_alive():
+            os.kill(running.pid, number)
+            running.join()
+            return True
+    return False
+
+
 def begin_anew(folder, moments):
     """Empties a folder, or changes what is in it; returns what is there."""
     if moments.random() < 0.5:
@@ -127,9 +137,7 @@ def kill(command, count, seed, number, images, seconds):
         while outcomes.total() < count and time.monotonic() < end:
             running = start(command, folder)
             until_moment(running, out, times, moments)
-            if running.is_alive():
-                os.kill(running.pid, number)
-                running.join()
+            if stopped(running, number):
                 left = state(command, out, before, complete)
                 outcomes[left] += 1
                 is_last = outcomes.total() == count or time.monotonic() > end
