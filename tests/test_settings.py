@@ -262,6 +262,14 @@ def test_another_tokenizer_is_refused(folder, kind):
         check(folder)
 
 
+# huggingface/diffusers#10754: textual inversion adds tokens, of which the tokenizer here knows nothing.
+def test_an_added_token_is_told(folder):
+    added = {"49407": {"content": "<|endoftext|>"}, "49408": {"content": "<cat-toy>"}}
+    put_json(folder / "tokenizer_config.json", tokenizer_class="CLIPTokenizer", added_tokens_decoder=added)
+    with pytest.warns(UserWarning, match="not known here: the added token '?<cat-toy>'?\\. "):
+        check(folder)
+
+
 def test_an_unknown_setting_of_a_tokenizer_is_told(folder):
     put_json(folder / "tokenizer_config.json", tokenizer_class="CLIPTokenizer", dropout_of_merges=0.1)
     with pytest.warns(UserWarning, match="tokenizer_config.json has settings .*dropout_of_merges"):

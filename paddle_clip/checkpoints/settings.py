@@ -99,6 +99,16 @@ _TOKENIZER = _words("""
     pad_to_multiple_of pad_token pad_token_type_id padding_side processor_class sep_token special_tokens_map_file
     split_special_tokens stride tokenizer_file truncation_side truncation_strategy unk_token use_fast
 """)
+_SPECIAL_TOKENS = (
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "!",
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+)  # OpenAI's, BERT's
 # Those of classes that read everything from tokenizer.json do not tell.
 _ANY_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # Hugging Face's CLIPTokenizer lowers all letters, whatever `do_lower_case` says.
@@ -376,7 +386,11 @@ def _check_tokenizer(checkpoint: Checkpoint, config: CLIPConfig, source: str) ->
     if described is not None and config.transformer_width:
         sheet = _Sheet("tokenizer_config.json", source)
         expected = _BERT_TOKENIZER if config.text_tower == "bert" else _CLIP_TOKENIZER
-        sheet.section("", described, expected, _TOKENIZER)
+        added = sheet.section("", described, expected, _TOKENIZER).get("added_tokens_decoder", {})
+        for token in added.values() if isinstance(added, dict) else ():
+            content = token.get("content") if isinstance(token, dict) else token
+            if content not in _SPECIAL_TOKENS:
+                sheet.unknown.append(f"the added token {brief(content)}")
         sheet.close()
 
 
