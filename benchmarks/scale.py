@@ -60,8 +60,8 @@ def reduced(ranks: int, parameters: int = PARAMETERS) -> float:
 
 
 def state(parameters: int = PARAMETERS) -> int:
-    """Bytes of weights, gradients, and AdamW's two moments; and of the gradients in one piece while they are summed."""
-    return 5 * parameters * FLOAT
+    """Bytes of weights, gradients, and AdamW's two moments."""
+    return 4 * parameters * FLOAT
 
 
 def activations() -> float:
@@ -103,7 +103,7 @@ def main() -> None:
         print(f"towers, {name}: {towers:.3g} FLOPs, {towers / GPU_FLOPS / 3600:,.0f} GPU hours")
     print(f"loss of a step, on every process: {loss_flops(BATCH) / 1e12:.1f} TFLOPs")
     print(f"one matrix of the loss [{BATCH}, {BATCH}]: {BATCH**2 * FLOAT / 1e9:.1f} GB")
-    print(f"weights, gradients, moments, sum: {state() / 1e9:.2f} GB; checkpoint {checkpoint() / 1e9:.2f} GB")
+    print(f"weights, gradients, moments: {state() / 1e9:.2f} GB; checkpoint {checkpoint() / 1e9:.2f} GB")
     print(f"activations of a pair: {activations() / 1e6:.0f} MB, of 512 pairs {512 * activations() / 1e9:.0f} GB")
     print(f"all features of a step: {2 * BATCH * CONFIG.embed_dim * FLOAT / 1e6:.0f} MB")
     print(f"pairs on disk: {PAIRS * PAIR_BYTES / 1e12:.0f} TB; one order of an epoch {PAIRS * 8 / 1e9:.1f} GB")

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import numpy as np
+import paddle
 import pytest
 from conftest import ROOT
 
 import ranks as worker
+from paddle_clip import distributed
 from paddle_clip.distributed import Ranks, slice_of
 
 GRADIENT_ERROR = 1e-12  # of a tensor's largest gradient, in float64
@@ -130,6 +132,28 @@ def test_what_stops_one_stops_all(told, case, message):
     assert all(message in every[case] for every in told), told
     if case != "other arguments":  # each names the processes that differ from it
         assert len({every[case].partition(": ")[2] for every in told}) == 1, told
+
+
+def test_gradients_of_any_size_and_strides_are_added(monkeypatch):
+    """Large ones are sent as they lie, which gloo refuses if they have strides; small ones share a message."""
+
+    def doubled(tensor):
+        assert tensor.is_contiguous()
+        sent.append(tensor.size)
+        tensor.set_value(tensor * 2)
+
+    sent, before = [], {}
+    monkeypatch.setattr(distributed.dist, "all_reduce", doubled)
+    parameters = [paddle.create_parameter(shape, "float32") for shape in ([600, 500], [500, 600], [3, 4], [5], [1])]
+    for parameter in parameters:
+        gradient = paddle.rand(parameter.shape[::-1]).t()
+        assert gradient.is_contiguous() == (len(parameter.shape) == 1)
+        parameter.grad, before[id(parameter)] = gradient, gradient.numpy()
+    Ranks(0, 2).add_gradients(parameters, complete=parameters[-1])
+    assert sorted(sent) == [3 * 4 + 5 + 1, 600 * 500, 600 * 500]
+    for parameter in parameters:
+        factor = 1 if parameter is parameters[-1] else 2
+        np.testing.assert_array_equal(parameter.grad.numpy(), factor * before[id(parameter)])
 
 
 def test_processes_stop_if_their_launcher_has_died(monkeypatch):
