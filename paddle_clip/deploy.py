@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional
 
@@ -140,9 +140,11 @@ def _is_replaceable(directory: str) -> bool:
 def _write(
     model: CLIP, dtype: str, directory: str, onnx: bool, openvino: bool, calibration: Optional[np.ndarray]
 ) -> None:
-    _write_programs(model, directory)
     with ThreadPoolExecutor(len(TOWERS)) as pool:  # each translation is a process that uses one core
-        list(pool.map(lambda tower: _translate(directory, tower, onnx, openvino), TOWERS))
+        programs = _write_programs(model, directory)
+        translations = [pool.submit(_translate, directory, tower, onnx, openvino) for tower in programs]
+    for each in translations:
+        each.result()
     if calibration is not None:
         translation.write_int8(directory, calibration, model.config.is_vit)
     size = model.config.image_resolution
@@ -171,16 +173,14 @@ def _write(
 
 def _translate(directory: str, tower: str, onnx: bool, openvino: bool) -> None:
     """Writes the program of a tower in the formats that are asked for."""
-    if onnx or openvino:
+    if onnx:
         translation.write_onnx(directory, tower)
     if openvino:
         translation.write_openvino(directory, tower)
-        if not onnx:
-            os.unlink(os.path.join(directory, f"{tower}.onnx"))
 
 
-def _write_programs(model: CLIP, directory: str) -> None:
-    """Traces both encoders and writes them with their weights."""
+def _write_programs(model: CLIP, directory: str) -> Iterator[str]:
+    """Traces both encoders and writes them with their weights; yields each tower when it is written."""
     size = model.config.image_resolution
     specs = {"image": InputSpec([None, 3, size, size], "float32"), "text": InputSpec([None, None], "int64")}
     encoders: dict[str, Callable[[Tensor], Tensor]] = {"image": model.encode_image, "text": model.encode_text}
@@ -195,6 +195,7 @@ def _write_programs(model: CLIP, directory: str) -> None:
                 static = paddle.jit.to_static(layer, input_spec=[specs[tower]], full_graph=True)
                 paddle.jit.save(static, os.path.join(directory, tower))
             read_program(os.path.join(directory, tower + program_suffix(paddle.__version__)))  # which refuses some
+            yield tower
     finally:
         if training:
             model.train()

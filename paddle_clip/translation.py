@@ -6,6 +6,7 @@ What translates prints much and keeps the memory of the weights. `python -m padd
 import os
 import subprocess
 import sys
+from typing import Optional
 
 import numpy as np
 
@@ -20,31 +21,20 @@ def write_onnx(directory: str, tower: str) -> None:
         RuntimeError: if it fails, with what it said last.
     """
     require("onnx")
-    options = {
-        "model_dir": directory,
-        "model_filename": f"{tower}.json",
-        "params_filename": f"{tower}.pdiparams",
-        "save_file": os.path.join(directory, f"{tower}.onnx"),
-        "opset_version": "17",
-        "enable_onnx_checker": "False",  # it would load the weights once more
-        "optimize_tool": "None",  # what loads the file optimizes it
-    }
-    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    _run_module("paddle2onnx.command", arguments, options["save_file"], f"translate the {tower} encoder to ONNX")
+    path = os.path.join(directory, tower)
+    _run_module(["onnx", path], path + ".onnx", f"translate the {tower} encoder to ONNX")
 
 
 def write_openvino(directory: str, tower: str) -> None:
-    """Translates <tower>.onnx, of `write_onnx`, into OpenVINO's <tower>.xml and .bin beside it.
-
-    Their weights are read as they are needed, which those in a .onnx file are not.
+    """Translates a program of `export` into OpenVINO's <tower>.xml and .bin beside it.
 
     Raises:
-        ImportError: if OpenVINO is not installed.
+        ImportError: if OpenVINO or paddle2onnx is not installed.
         RuntimeError: if it fails, with what it said last.
     """
     require("openvino")
     path = os.path.join(directory, tower)
-    _run_module(__name__, ["openvino", path], path + ".bin", f"translate the {tower} encoder for OpenVINO")
+    _run_module(["openvino", path], path + ".bin", f"translate the {tower} encoder for OpenVINO")
 
 
 def write_int8(directory: str, images: np.ndarray, is_transformer: bool) -> None:
@@ -63,16 +53,16 @@ def write_int8(directory: str, images: np.ndarray, is_transformer: bool) -> None
     path = os.path.join(directory, "calibration.npy")
     np.save(path, images)
     arguments = ["int8", directory, "TRANSFORMER" if is_transformer else ""]
-    _run_module(__name__, arguments, os.path.join(directory, "image.int8.bin"), "quantise the image encoder")
+    _run_module(arguments, os.path.join(directory, "image.int8.bin"), "quantise the image encoder")
     os.unlink(path)
 
 
-def _run_module(module: str, arguments: list[str], result: str, purpose: str) -> None:
-    """Runs `python -m module arguments…`, which is to write the file `result`."""
+def _run_module(arguments: list[str], result: str, purpose: str) -> None:
+    """Runs this module with some arguments, which is to write the file `result`."""
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # a clone may not be installed
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", __name__, *arguments],
         env={**os.environ, "PYTHONPATH": path},
         text=True,
         errors="replace",
@@ -89,16 +79,32 @@ def _run_module(module: str, arguments: list[str], result: str, purpose: str) ->
 # ------------------------------------------------------------------------------------------- in the process of its own
 
 
-def _to_openvino(path: str) -> None:
-    """Writes <path>.xml and .bin of <path>.onnx.
+def _to_onnx(path: str, save_file: Optional[str] = None) -> Optional[bytes]:
+    """The program <path>.json as ONNX: the bytes, or None if they are written to a file."""
+    import paddle2onnx
 
+    result: Optional[bytes] = paddle2onnx.export(
+        path + ".json",
+        path + ".pdiparams",
+        save_file,
+        opset_version=17,
+        enable_onnx_checker=False,  # it would load the weights once more
+        optimize_tool="None",  # what loads the file optimizes it
+    )
+    return result
+
+
+def _to_openvino(path: str) -> None:
+    """Writes <path>.xml and .bin of the program <path>.json.
+
+    Their weights are read as they are needed, which those in ONNX are not.
     OpenVINO leaves float32 products to MLAS, but those with an operation after them to oneDNN. MLAS is a sixth slower
     where more numbers are added up than come out, as in c_proj: behind these goes a clamp that changes nothing.
     """
     import openvino
     from openvino import opset13, passes
 
-    model = openvino.Core().read_model(path + ".onnx")
+    model = openvino.Core().read_model(_to_onnx(path))
     manager = passes.Manager()
     manager.register_pass(passes.ConstantFolding())  # parts of weights
     manager.run_passes(model)
@@ -131,4 +137,7 @@ def _to_int8(directory: str, kind: str) -> None:
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
-    _to_openvino(*arguments) if what == "openvino" else _to_int8(*arguments)
+    if what == "onnx":
+        _to_onnx(arguments[0], arguments[0] + ".onnx")
+    else:
+        (_to_openvino if what == "openvino" else _to_int8)(*arguments)
