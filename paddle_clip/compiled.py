@@ -15,14 +15,16 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from . import __version__
+from .checkpoints.dialects import from_checkpoint
 from .checkpoints.files import StrPath, sha256
-from .checkpoints.reading import shards
+from .checkpoints.reading import read, shards
 from .checkpoints.settings import FILES
 from .engines import Predictor, require_engine
 from .errors import CheckpointError
 from .extras import makes_openvino, version_of
 from .hub import CacheError, cache_folder, find, load, locked
 from .transforms import ImageTransform
+from .translation import MOST_BYTES, too_large
 
 MOST_FORMS = 4  # kept; the one that was used longest ago goes first
 FEWEST_PICTURES, MOST_PICTURES = 100, 300  # that int8 is quantised by
@@ -58,7 +60,8 @@ def load_compiled(
 
     Args:
         name_or_path: what `load` takes.
-        engine: "openvino" or "paddle", see `Predictor`; by default OpenVINO, if the extra `openvino` is installed.
+        engine: "openvino" or "paddle", see `Predictor`; by default OpenVINO, if the extra `openvino` is installed and
+            each tower has less than 2 GiB of weights.
         precision: "float32"; by OpenVINO "bfloat16", on a processor that has such products, or "int8", which quantises
             the image encoder.
         cache_dir: folder of the cache, see `load`.
@@ -81,9 +84,9 @@ def load_compiled(
     """
     require_engine(engine, precision, "cpu", threads)
     pictures = _spread(calibration) if precision == "int8" else []
-    engine = engine or default_engine(precision)
     path = find(name_or_path, cache_dir, mirror)
     settings = {"activation": activation, "prefix": prefix, "resolution": resolution, "heads": heads}
+    engine = engine or default_engine(path, precision, **settings)
     folder = _folder(path, engine, cache_dir, settings, pictures)
     try:
         with locked(folder):
@@ -102,9 +105,16 @@ def load_compiled(
         return _opened(folder, engine, precision, threads)  # in a cache that is read-only
 
 
-def default_engine(precision: str = "float32") -> str:
-    """The engine that `load_compiled` takes by default."""
-    return "openvino" if makes_openvino() or precision != "float32" else "paddle"
+def default_engine(path: str, precision: str = "float32", **settings: Any) -> str:
+    """The engine that `load_compiled` takes for a checkpoint by default."""
+    if precision != "float32":
+        return "openvino"
+    if not makes_openvino():
+        return "paddle"
+    may_be_too_large = 2 * sum(map(os.path.getsize, shards(path))) > MOST_BYTES  # in float16, all in one tower
+    if may_be_too_large and too_large(from_checkpoint(read(path), path, **settings).config):
+        return "paddle"
+    return "openvino"
 
 
 def has_form(name_or_path: StrPath, engine: str, cache_dir: Optional[StrPath] = None, **settings: Any) -> bool:

@@ -73,8 +73,9 @@ def export(
             extra `int8`; implies `openvino`.
 
     Raises:
-        ValueError: if the model is in another dtype, it or the Paddle another than `onnx` and `openvino` take,
-            `calibration` of another shape, or a layer put into the model uses operators that exports may not use.
+        ValueError: if the model is in another dtype, it or the Paddle another than `onnx` and `openvino` take, one of
+            its towers has more than the 2 GiB that ONNX holds, `calibration` is of another shape, or a layer put into
+            the model uses operators that exports may not use.
         FileExistsError: if the folder holds anything else.
         ImportError: if what an extra brings is not installed.
         RuntimeError: if the translation or the quantisation fails, or Paddle is in static mode.
@@ -93,6 +94,8 @@ def export(
     if getattr(model.visual, "proj", model) is None:
         raise ValueError("visual.proj is None: image features do not fit those of texts, which an export takes to fit")
     require_export(directory, dtype, onnx, openvino, calibration is not None)
+    if (onnx or openvino) and translation.too_large(model.config):
+        raise ValueError(translation.too_large(model.config))
     directory = os.path.realpath(expanded(directory))  # a link to a folder stays one
     os.makedirs(os.path.dirname(directory), exist_ok=True)
     with replacing_folder(directory) as partial:
@@ -222,7 +225,7 @@ def compile(
         model: a `CLIP` in float32, or, for a GPU, float16 or bfloat16.
         threads: number of threads on the CPU; by default one for each core this process may use.
         engine: "paddle" or "openvino", see `Predictor`. By default OpenVINO on the CPU, if the extra `openvino` is
-            installed.
+            installed and each tower has less than 2 GiB of weights.
         calibration: pictures to quantise the image encoder by, see `export`.
         precision: "float32"; "bfloat16" for both encoders, by OpenVINO on a processor that has such products; or "int8"
             for the image encoder, which takes `calibration` and is the default with it.
@@ -239,6 +242,7 @@ def compile(
         raise ValueError("int8 takes pictures to quantise by: give calibration=images, see export")
     if engine is None:
         usable = device == "cpu" and PADDLE_3 and model.dtype == paddle.float32 and has("openvino")
+        usable = usable and not translation.too_large(model.config)
         engine = "openvino" if usable or precision != "float32" else "paddle"
     with tempfile.TemporaryDirectory() as folder:
         directory = os.path.join(folder, "export")

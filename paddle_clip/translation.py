@@ -10,7 +10,22 @@ from typing import Optional
 
 import numpy as np
 
+from .checkpoints.shapes import tower_sizes
+from .config import CLIPConfig
 from .extras import require
+
+MOST_BYTES = 2**31 - 2**24  # of a tower's weights, so that with its program it is less than the 2 GiB of protobuf
+
+
+def too_large(config: CLIPConfig) -> str:
+    """Why a model in float32 is too large to be translated, or ""."""
+    for tower, size in tower_sizes(config).items():
+        if 4 * size > MOST_BYTES:
+            return (
+                f"the {tower} encoder has {4 * size / 1e9:.1f} GB of weights; ONNX, through which it is translated, "
+                "holds 2.1 GB: take engine='paddle', or export without onnx and openvino"
+            )
+    return ""
 
 
 def write_onnx(directory: str, tower: str) -> None:

@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 import paddle_clip
-from paddle_clip import cli, compiled, deploy, presets
+from paddle_clip import cli, compiled, deploy, presets, translation
 from paddle_clip.cli import shared
 
 SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1)  # of the full vocabulary
@@ -55,8 +55,13 @@ def test_openvino_is_the_default_where_it_is_installed(place, monkeypatch):
     predictor, _ = paddle_clip.load_compiled(place / "small.pdparams")
     assert predictor.engine == "openvino"
     assert len(compiled.forms()) == 2
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert compiled.default_engine() == "paddle"
+    with monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name: None)
+        assert compiled.default_engine(str(place / "small.pdparams")) == "paddle"
+    for module in (compiled, translation):  # as for a ViT-H-14, whose image tower ONNX cannot hold
+        monkeypatch.setattr(module, "MOST_BYTES", 1000)
+    assert compiled.default_engine(str(place / "small.pdparams")) == "paddle"
+    assert compiled.default_engine(str(place / "small.pdparams"), "bfloat16") == "openvino"
 
 
 def test_other_weights_have_another_form(place):

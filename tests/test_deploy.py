@@ -11,7 +11,7 @@ import paddle
 import pytest
 
 import paddle_clip
-from paddle_clip import CheckpointError, deploy, engines, translation
+from paddle_clip import CheckpointError, deploy, engines, presets, translation
 from paddle_clip import exported as exported_folder
 from paddle_clip.checkpoints.files import crc32_of_file
 from paddle_clip.encoding import unit
@@ -389,6 +389,20 @@ def test_what_paddle2onnx_says_is_passed_on(exported, tmp_path):
         RuntimeError, match=r"could not translate the image encoder to ONNX \(exit status \d+\): .*image\.json"
     ):
         translation.write_onnx(str(tmp_path), "image")
+
+
+@needs_extras
+def test_towers_larger_than_onnx_holds_are_refused_before_any_work(exported, tmp_path, monkeypatch):
+    """Protobuf ends at 2 GiB; a ViT-H-14's image tower has 2.5 GB."""
+    model, _ = exported
+    assert translation.too_large(presets.preset("ViT-H-14").config).startswith("the image encoder has 2.5 GB of weig")
+    assert not translation.too_large(presets.preset("RN50x64").config)
+    monkeypatch.setattr(translation, "MOST_BYTES", 1000)
+    for files in ("onnx", "openvino"):
+        with pytest.raises(ValueError, match=r"the image encoder has .* GB .*: take engine='paddle', or exp"):
+            paddle_clip.export(model, tmp_path / "new", **{files: True})
+    assert os.listdir(tmp_path) == []
+    assert paddle_clip.compile(model).engine == "paddle"
 
 
 @needs_extras

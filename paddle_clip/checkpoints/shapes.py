@@ -123,6 +123,14 @@ def _vision_sizes(shapes: Shapes, size: Callable[[str, int, int], int], source: 
     }
 
 
+def tower_sizes(config: CLIPConfig) -> dict[str, int]:
+    """The number of weights of each tower: {"image": …, "text": …}."""
+    sizes = {"image": 0, "text": 0}
+    for name, shape in parameter_shapes(config).items():
+        sizes["image" if name.startswith("visual.") else "text"] += math.prod(shape)
+    return sizes
+
+
 def parameter_shapes(config: CLIPConfig) -> Shapes:
     """{our name: shape} of every tensor in the state dict of a model of these sizes, without building it."""
     shapes: Shapes = {}

@@ -282,8 +282,9 @@ def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
         if precision == "float32" and (arguments.dtype != "float32" or not on_cpu or is_gpu_build()):
             return "eager"
         from ..compiled import default_engine, has_form
+        from ..hub import find
 
-        engine = default_engine(precision)
+        engine = default_engine(find(arguments.model), precision, **settings(arguments))
         worth = images >= WORTH_COMPILING or has_form(arguments.model, engine, **settings(arguments))
         if precision == "float32" and (not worth or _is_tower_alone(arguments)):
             return "eager"
