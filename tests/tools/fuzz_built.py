@@ -141,8 +141,10 @@ def header(source):
             )
         elif change == 1 and isinstance(described.get("shape"), list):
             described["shape"].insert(0, source.choice(NUMBERS))
-        elif change == 2 and isinstance(described.get("data_offsets"), list):
-            described["data_offsets"] = [number + source.choice([-1, 1, 4]) for number in described["data_offsets"][:2]]
+        elif change == 2:
+            offsets = described.get("data_offsets")
+            if isinstance(offsets, list) and not any(isinstance(number, list) for number in offsets):
+                described["data_offsets"] = [number + source.choice([-1, 1, 4]) for number in offsets[:2]]
         elif change == 3:
             tensors[source.choice(["", "\0", "\ud800", "t0", "__metadata__", "x" * 5000])] = described
         elif change == 4:
