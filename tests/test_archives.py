@@ -187,15 +187,16 @@ def test_tensors_must_lie_in_their_storage(tmp_path, count, offset, shape, strid
             reading.read(tmp_path / "x.pt")
 
 
-def test_long_names_cost_no_memory(tmp_path):
-    """A name of a megabyte above many references to one array would become as many long names."""
+@pytest.mark.parametrize("length", [900, 1_000_000])
+def test_long_names_cost_no_memory(tmp_path, length):
+    """A long name above many references to one array would become as many long names, each of which is matched."""
 
     def plain(value):
         return pickle.dumps(value, protocol=2)[2:-1]
 
     array = pickle.dumps(np.ones(1, np.float32), protocol=2)[2:-1].replace(b"numpy._core", b"numpy.core")
     items = b"".join(plain(index) + b"h\xff" for index in range(20_000))
-    content = b"\x80\x02}(" + plain("first") + array + b"q\xff" + plain("n" * 1_000_000) + b"}(" + items + b"uu."
+    content = b"\x80\x02}(" + plain("first") + array + b"q\xff" + plain("n" * length) + b"}(" + items + b"uu."
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(CheckpointError, match="nested too deeply or too many"):
         reading.read(tmp_path / "x")

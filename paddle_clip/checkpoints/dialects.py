@@ -362,8 +362,6 @@ def _pattern(name: str) -> re.Pattern[str]:
 def to_paddle(name: str, array: np.ndarray, rules: Rules = OPENAI) -> tuple[str, np.ndarray]:
     """Our name and layout of a tensor; the array is a view. A part of a fused projection is called "name#part"."""
     for theirs, ours, transposed in rules:
-        if not name.endswith(theirs.rpartition("}")[2]):  # told sooner than by matching, which reads long names whole
-            continue
         match = _pattern(theirs).fullmatch(name)
         if match:
             return ours.format(*match.groups()), array.T if transposed else array

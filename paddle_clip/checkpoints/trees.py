@@ -16,6 +16,7 @@ from .pickles import MAX_OPCODES, Node, modern
 _MAX_DEPTH = 64  # levels of nested modules and dicts; what lies deeper is no model's
 _MAX_TENSORS = 100_000
 _MAX_NAME = 1000  # characters of a tensor's name
+_MAX_NAMES = 10_000_000  # of all names, which nested dicts write once and share; each is read several times
 # Tensors may share bytes: tied weights, or a Lightning file that holds its model twice. Without a bound, a file of 5 MB
 # described a model of 25 GB.
 _MAX_SHARING = 8  # bytes of all tensors for each byte of their file
@@ -46,20 +47,21 @@ def flatten(
         CheckpointError: if the tree is too deep or too large, names an array twice, has a damaged one, or describes far
             more bytes than the file has.
     """
-    work = total = 0
+    work = total = letters = 0
     too_deep = False
     above: set[int] = set()  # containers on the way to this one
     barren: set[int] = set()  # containers without arrays: visiting them once keeps the work linear
 
     def add(name: str, array: np.ndarray) -> None:
-        nonlocal total
+        nonlocal total, letters
         total += array.nbytes + _OWN
+        letters += len(name)
         if total > _MAX_SHARING * size + _FREE:
             raise CheckpointError(
                 f"{path} is refused: its tensors share their bytes, and would take over {_MAX_SHARING} times the "
                 f"file's {size:,} bytes; re-save it with a copy of each tensor"
             )
-        if len(name) > _MAX_NAME or len(tensors) > _MAX_TENSORS:
+        if len(name) > _MAX_NAME or letters > _MAX_NAMES or len(tensors) > _MAX_TENSORS:
             raise _too_large(path)
         if name in tensors:
             raise CheckpointError(f"{path} is not a checkpoint: it names {name} twice")
