@@ -38,6 +38,7 @@ OURS = {
     "ours, Paddle Inference": ["--engine", "paddle"],
     "ours, OpenVINO": ["--engine", "openvino"],
     "ours, bfloat16": ["--precision", "bfloat16"],
+    "ours, Paddle Inference, bfloat16": ["--engine", "paddle", "--precision", "bfloat16"],
 }
 PEERS = ("openai", "hugging_face", "openvino", "openvino_default")
 TASKS = {

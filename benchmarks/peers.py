@@ -20,6 +20,7 @@ import numpy as np
 OURS = {
     "eager": "Paddle-CLIP, eager",
     "compiled": "Paddle-CLIP, compiled for Paddle Inference",
+    "compiled_paddle_bfloat16": "Paddle-CLIP, compiled for Paddle Inference, bfloat16",
     "compiled_openvino": "Paddle-CLIP, compiled for OpenVINO",
     "compiled_bfloat16": "Paddle-CLIP, compiled for OpenVINO, bfloat16",
     "light": "Paddle-CLIP, an exported folder without Paddle",
@@ -34,7 +35,8 @@ PEERS = {
     "paddleclip": "paddleclip 1.0.0",
 }
 
-LOWER = ("compiled_bfloat16", "openvino_default")  # in a lower precision, where the processor has it
+# In a lower precision, where the processor has it.
+LOWER = ("compiled_paddle_bfloat16", "compiled_bfloat16", "openvino_default")
 
 
 class Worker:
@@ -197,10 +199,17 @@ def compiled_openvino(checkpoint, device, dtype, precision="float32"):
     return compiled(checkpoint, device, dtype, "openvino", precision)
 
 
+def compiled_paddle_bfloat16(checkpoint, device, dtype):
+    try:
+        return compiled(checkpoint, device, dtype, precision="bfloat16")
+    except ValueError as error:  # the processor has no such products
+        raise ImportError(str(error)) from None
+
+
 def compiled_bfloat16(checkpoint, device, dtype):
     try:
         return compiled_openvino(checkpoint, device, dtype, "bfloat16")
-    except ValueError as error:  # the processor has no such products
+    except ValueError as error:
         raise ImportError(str(error)) from None
 
 

@@ -62,7 +62,7 @@ def load_compiled(
         name_or_path: what `load` takes.
         engine: "openvino" or "paddle", see `Predictor`; by default OpenVINO, if the extra `openvino` is installed and
             each tower has less than 2 GiB of weights.
-        precision: "float32"; by OpenVINO "bfloat16", on a processor that has such products, or "int8", which quantises
+        precision: "float32"; "bfloat16", on a processor that has such products; or by OpenVINO "int8", which quantises
             the image encoder.
         cache_dir: folder of the cache, see `load`.
         activation: "quickgelu" or "gelu", where a file does not tell, see `load`.
@@ -107,7 +107,7 @@ def load_compiled(
 
 def default_engine(path: str, precision: str = "float32", **settings: Any) -> str:
     """The engine that `load_compiled` takes for a checkpoint by default."""
-    if precision != "float32":
+    if precision == "int8":
         return "openvino"
     if not makes_openvino():
         return "paddle"

@@ -227,8 +227,8 @@ def compile(
         engine: "paddle" or "openvino", see `Predictor`. By default OpenVINO on the CPU, if the extra `openvino` is
             installed and each tower has less than 2 GiB of weights.
         calibration: pictures to quantise the image encoder by, see `export`.
-        precision: "float32"; "bfloat16" for both encoders, by OpenVINO on a processor that has such products; or "int8"
-            for the image encoder, which takes `calibration` and is the default with it.
+        precision: "float32"; "bfloat16" for both encoders, on a processor that has such products; or "int8" for the
+            image encoder, by OpenVINO, which takes `calibration` and is the default with it.
 
     Raises:
         ImportError: if the engine is not installed.
@@ -243,7 +243,7 @@ def compile(
     if engine is None:
         usable = device == "cpu" and PADDLE_3 and model.dtype == paddle.float32 and has("openvino")
         usable = usable and not translation.too_large(model.config)
-        engine = "openvino" if usable or precision != "float32" else "paddle"
+        engine = "openvino" if usable or precision == "int8" else "paddle"
     with tempfile.TemporaryDirectory() as folder:
         directory = os.path.join(folder, "export")
         export(model, directory, openvino=engine == "openvino", calibration=calibration)

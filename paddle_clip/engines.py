@@ -45,9 +45,13 @@ class PaddleInference:
         device: "cpu", "gpu" or "gpu:<number>".
         threads: number of threads on the CPU.
         rows: images the CPU is given at once; it is given these or one. Of no effect on texts and on a GPU.
+        precision: of the products, "float32", or on the CPU "bfloat16".
+
+    Raises:
+        ValueError: if the processor, or Paddle 2, has no products in bfloat16.
     """
 
-    def __init__(self, directory: str, tower: str, device: str, threads: int, rows: int):
+    def __init__(self, directory: str, tower: str, device: str, threads: int, rows: int, precision: str):
         import paddle
         from paddle import inference
 
@@ -71,6 +75,13 @@ class PaddleInference:
                 config.set_mkldnn_cache_capacity(2 if tower == "image" else 100)
                 if tower == "text":
                     config.delete_pass("matmul_add_act_fuse_pass")
+                if precision == "bfloat16":
+                    _require_bfloat16(paddle.base.core.supports_bfloat16_fast_performance())
+                    config.enable_mkldnn_bfloat16()
+                    # It moves a reshape before the addition of a bias, which then has another shape.
+                    config.delete_pass("operator_reshape_onednn_fuse_pass")
+            elif precision == "bfloat16":
+                raise ValueError("Paddle 2 computes no bfloat16 products: use Paddle 3, or precision='float32'")
             else:
                 config.disable_mkldnn()  # which in Paddle 2 fails where the batch size is free
         config.enable_memory_optim()
@@ -98,6 +109,14 @@ class PaddleInference:
         self._predictor.get_input_handle(self._predictor.get_input_names()[0]).copy_from_cpu(array)
         self._predictor.run()
         return self._predictor.get_output_handle(self._predictor.get_output_names()[0]).copy_to_cpu()
+
+
+def _require_bfloat16(has_products: bool) -> None:
+    if not has_products:
+        raise ValueError(
+            "this processor computes no bfloat16 products, which AMD's have since Zen 4 and Intel's since Cooper Lake: "
+            "use precision='float32'"
+        )
 
 
 @contextlib.contextmanager
@@ -139,11 +158,8 @@ class OpenVINO:
             self._mapped = mmap.mmap(weights.fileno(), 0, access=mmap.ACCESS_COPY)
         self._weights = np.frombuffer(self._mapped, np.uint8)  # what the program reads, as long as it runs
         core = openvino.Core()
-        if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ValueError(
-                "this processor computes no bfloat16 products, which AMD's have since Zen 4 and Intel's since Cooper "
-                "Lake: use precision='float32'"
-            )
+        if hint == "bf16":
+            _require_bfloat16("BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         with open(path, "rb") as program, _loading(path):
             model = core.read_model(program.read(), openvino.Tensor(self._weights, shared_memory=True))
             taken, given = (
@@ -182,8 +198,8 @@ class Predictor:
             and the export holds OpenVINO's files.
         engine: "paddle", which is Paddle Inference with oneDNN on the CPU (with Paddle 2 MKL) and CUDA on a GPU; or
             "openvino", on the CPU. By default OpenVINO, if it is installed and the export holds its files.
-        precision: "float32"; "bfloat16" for both encoders, on a processor that has such products; or "int8" for the
-            image encoder that `export(…, calibration=…)` quantised. Both of the latter are run by OpenVINO.
+        precision: "float32"; "bfloat16" for both encoders, on a processor that has such products, and not by Paddle 2;
+            or "int8" for the image encoder that `export(…, calibration=…)` quantised, by OpenVINO.
 
     Raises:
         CheckpointError: if the folder is no export, damaged, or made by another version.
@@ -276,7 +292,7 @@ class Predictor:
                 "text": OpenVINO(directory, "text.xml", self.threads, hint),
             }
         return {
-            tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once)
+            tower: PaddleInference(directory, tower, self.device, self.threads, self._images_at_once, self.precision)
             for tower in TOWERS
         }
 
@@ -387,10 +403,11 @@ def require_engine(engine: Optional[str], precision: str, device: Optional[str],
         raise ValueError(f"the engine is {engine!r}; choose {' or '.join(ENGINES)}")
     if precision not in PRECISIONS:
         raise ValueError(f"the precision is {precision!r}; choose {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
-    if precision != "float32" and engine == "paddle":
-        raise ValueError(f"{precision} is run by OpenVINO: use engine='openvino'")
+    if precision == "int8" and engine == "paddle":
+        raise ValueError("int8 is run by OpenVINO: use engine='openvino'")
     if device and device.startswith("gpu") and (engine == "openvino" or precision != "float32"):
-        raise ValueError(f"OpenVINO runs on the CPU, and the device is {device}: paddle.set_device('cpu') first")
+        what = "OpenVINO" if engine == "openvino" else f"the precision {precision}"
+        raise ValueError(f"{what} is for the CPU, and the device is {device}: paddle.set_device('cpu') first")
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; give 1 or more")
 
@@ -402,10 +419,12 @@ def _choose_engine(
     if precision == "int8" and not {"image.int8.xml", "image.int8.bin"} <= set(files):
         raise FileNotFoundError(f"{directory} holds no int8 encoder: export the model again with calibration=images")
     has_files = all(f"{tower}{suffix}" in files for tower in TOWERS for suffix in (".xml", ".bin"))
-    if (engine == "openvino" or precision != "float32") and not has_files:
+    if precision == "int8":
+        engine = "openvino"
+    if engine == "openvino" and not has_files:
         raise FileNotFoundError(f"{directory} holds no files for OpenVINO: export the model again with openvino=True")
-    if engine or precision != "float32":
-        return engine or "openvino"
+    if engine:
+        return engine
     # Paddle's current device is a GPU only if Paddle is there to say so; the files say the export is for a CPU.
     chosen = device or (_current_device() if sys.modules.get("paddle") else "cpu")
     return "openvino" if chosen == "cpu" and has_files and has("openvino-runtime") else "paddle"

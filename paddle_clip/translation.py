@@ -23,7 +23,7 @@ def too_large(config: CLIPConfig) -> str:
         if 4 * size > MOST_BYTES:
             return (
                 f"the {tower} encoder has {4 * size / 1e9:.1f} GB of weights; ONNX, through which it is translated, "
-                "holds 2.1 GB: take engine='paddle' in float32, or export without onnx and openvino"
+                "holds 2.1 GB: take engine='paddle', or export without onnx and openvino"
             )
     return ""
 

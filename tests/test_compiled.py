@@ -61,7 +61,8 @@ def test_openvino_is_the_default_where_it_is_installed(place, monkeypatch):
     for module in (compiled, translation):  # as for a ViT-H-14, whose image tower ONNX cannot hold
         monkeypatch.setattr(module, "MOST_BYTES", 1000)
     assert compiled.default_engine(str(place / "small.pdparams")) == "paddle"
-    assert compiled.default_engine(str(place / "small.pdparams"), "bfloat16") == "openvino"
+    assert compiled.default_engine(str(place / "small.pdparams"), "bfloat16") == "paddle"
+    assert compiled.default_engine(str(place / "small.pdparams"), "int8") == "openvino"
 
 
 def test_other_weights_have_another_form(place):
@@ -136,6 +137,8 @@ def test_what_auto_chooses(monkeypatch):
     assert chosen(monkeypatch, "--device", "gpu", form=True) == "eager"
     assert chosen(monkeypatch, form=True, gpu=True) == "eager"
     assert chosen(monkeypatch, "--precision", "bfloat16") == "openvino"
+    assert chosen(monkeypatch, "--precision", "bfloat16", openvino=False) == "paddle"
+    assert chosen(monkeypatch, "--precision", "int8", openvino=False) == "openvino"
 
 
 def test_auto_takes_paddles_layers_where_nothing_can_be_compiled(tmp_path, monkeypatch, capsys):
@@ -162,7 +165,7 @@ def test_what_is_asked_for_stands(monkeypatch):
     for options in (["--engine", "paddle", "--dtype", "float64"], ["--engine", "openvino", "--device", "gpu"]):
         with pytest.raises(ValueError, match="compiled forms are for the CPU and float32"):
             chosen(monkeypatch, *options)
-    with pytest.raises(ValueError, match="bfloat16 is run by OpenVINO"):
+    with pytest.raises(ValueError, match="bfloat16 takes a compiled form: leave --engine out"):
         chosen(monkeypatch, "--engine", "eager", "--precision", "bfloat16")
 
 

@@ -399,7 +399,7 @@ def test_towers_larger_than_onnx_holds_are_refused_before_any_work(exported, tmp
     assert not translation.too_large(presets.preset("RN50x64").config)
     monkeypatch.setattr(translation, "MOST_BYTES", 1000)
     for files in ("onnx", "openvino"):
-        with pytest.raises(ValueError, match=r"the image encoder has .* GB .*: take engine='paddle' in float32"):
+        with pytest.raises(ValueError, match=r"the image encoder has .* GB .*: take engine='paddle', or exp"):
             paddle_clip.export(model, tmp_path / "new", **{files: True})
     assert os.listdir(tmp_path) == []
     assert paddle_clip.compile(model).engine == "paddle"
@@ -475,19 +475,20 @@ def test_int8_that_is_not_there(exported, tmp_path, monkeypatch):
         assert os.listdir(tmp_path) == []
 
 
-@needs_extras
-def test_bfloat16(exported):
+@pytest.mark.parametrize("engine", ["paddle", pytest.param("openvino", marks=needs_extras)])
+def test_bfloat16(exported, engine):
     """Both encoders in bfloat16 where the processor has such products, and the reason where it has none."""
-    import openvino
-
     model, directory = exported
     images, tokens = images_and_texts(model)
     for make in (
-        lambda: paddle_clip.Predictor(directory, precision="bfloat16"),
-        lambda: paddle_clip.compile(model, precision="bfloat16"),
+        lambda: paddle_clip.Predictor(directory, engine=engine, precision="bfloat16"),
+        lambda: paddle_clip.compile(model, engine=engine, precision="bfloat16"),
     ):
-        if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            predictor, exact = make(), paddle_clip.Predictor(directory, engine="openvino")
+        if engine == "paddle" and not deploy.PADDLE_3:
+            with pytest.raises(ValueError, match=r"Paddle 2 computes no bfloat16 products: use Paddle 3"):
+                make()
+        elif paddle.base.core.supports_bfloat16_fast_performance():
+            predictor, exact = make(), paddle_clip.Predictor(directory, engine=engine)
             for rounded, full in (
                 (predictor.encode_image(images), exact.encode_image(images)),
                 (predictor.encode_text(tokens), exact.encode_text(tokens)),
@@ -497,8 +498,6 @@ def test_bfloat16(exported):
         else:
             with pytest.raises(ValueError, match=r"computes no bfloat16 products.*precision='float32'"):
                 make()
-    with pytest.raises(ValueError, match="bfloat16 is run by OpenVINO: use engine='openvino'"):
-        paddle_clip.Predictor(directory, engine="paddle", precision="bfloat16")
 
 
 @needs_extras

@@ -151,8 +151,8 @@ def add_engine(parser: Parser) -> None:
         "--precision",
         choices=("float32", "bfloat16", "int8"),
         default="float32",
-        help="precision of products: float32 (default); by OpenVINO bfloat16, on a processor that has such products, "
-        "or int8 for images, quantised by 300 of those at hand",
+        help="precision of products: float32 (default); bfloat16, on a processor that has such products; or int8 for "
+        "images, by OpenVINO, quantised by 300 of those at hand",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the model (default: all cores)")
 
@@ -290,7 +290,7 @@ def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
             return "eager"
         return engine
     if engine == "eager" and precision != "float32":
-        raise ValueError(f"{precision} is run by OpenVINO: give --engine openvino, or --dtype {precision} on a GPU")
+        raise ValueError(f"{precision} takes a compiled form: leave --engine out, or give --dtype {precision} on a GPU")
     if engine != "eager" and (arguments.dtype != "float32" or not on_cpu):
         raise ValueError(
             "compiled forms are for the CPU and float32: leave --device and --dtype out, or --engine eager"
