@@ -1,4 +1,4 @@
-"""Speed and accuracy of lower precisions against float32, all by OpenVINO: int8 images; bfloat16 images and texts.
+"""Speed and accuracy of lower precisions against OpenVINO in float32: int8 images; bfloat16 images and texts.
 
     python benchmarks/precision.py [--model ViT-B/32]
 
@@ -21,6 +21,7 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
 import numpy as np
 
 import paddle_clip  # before paddle
+import tiny_world
 import train_tiny
 from paddle_clip.presets import PRESETS, preset
 from peers import make_checkpoint
@@ -43,7 +44,7 @@ def main():
 
 def pictures(preprocess, number, seed, side):
     """Scenes of combinations held out of the training, and their images [N, 3, R, R]."""
-    scenes, images = train_tiny.test_pictures(train_tiny.HELD_OUT, number, seed)
+    scenes, images = train_tiny.test_pictures(tiny_world.HELD_OUT, number, seed)
     return scenes, np.stack([preprocess(image.resize((side, side))).numpy() for image in images])
 
 
@@ -53,6 +54,7 @@ def encoders(model, calibration):
     made["int8"] = paddle_clip.compile(model, calibration=calibration)
     try:
         made["bfloat16"] = paddle_clip.compile(model, engine="openvino", precision="bfloat16")
+        made["bfloat16 by Paddle"] = paddle_clip.compile(model, engine="paddle", precision="bfloat16")
     except ValueError as error:
         print(f"(bfloat16 is left out: {error})")
     return made
@@ -66,11 +68,11 @@ def accuracy(number):
     model, preprocess = paddle_clip.load("tiny")
     scenes, images = pictures(preprocess, number, 7, model.visual.input_resolution)
     made = encoders(model, pictures(preprocess, 300, 8, model.visual.input_resolution)[1])
-    names = [" ".join(pair) for pair in train_tiny.COMBINATIONS]
-    truth = np.array([train_tiny.COMBINATIONS.index(scene[:2]) for scene in scenes])
+    names = [" ".join(pair) for pair in tiny_world.COMBINATIONS]
+    truth = np.array([tiny_world.COMBINATIONS.index(scene[:2]) for scene in scenes])
     features = {kind: unit(encoder.encode_image(images)) for kind, encoder in made.items()}
     classifiers = {
-        kind: np.asarray(paddle_clip.zero_shot_classifier(encoder, names, train_tiny.TEMPLATES))
+        kind: np.asarray(paddle_clip.zero_shot_classifier(encoder, names, tiny_world.TEMPLATES))
         for kind, encoder in made.items()
     }
     exact = (features["float32"] @ classifiers["float32"]).argmax(1)

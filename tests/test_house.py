@@ -1,4 +1,4 @@
-"""The structure of the package: its imports, its types, and the length of its functions."""
+"""The structure of the package, its imports, its types and the length of its functions, and the scripts' imports."""
 
 import ast
 import os
@@ -129,3 +129,37 @@ def test_functions_are_short():
     long = {name: length for name, length in lengths.items() if length > LONG}
     assert max(lengths.values()) <= LONGEST, long
     assert len(long) <= MOST_LONG, long
+
+
+FOLDERS = "benchmarks", "convert", "examples"
+SCRIPTS = {path.stem: path for folder in FOLDERS for path in sorted(Path(ROOT, folder).glob("*.py"))}
+
+
+def names_in(path):
+    """What a file binds at its top, imports too."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        else:
+            found |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize("path", SCRIPTS.values(), ids=SCRIPTS)
+def test_scripts_take_from_each_other_what_is_there(path):
+    """A name that moved is found here: most benchmarks take too long to run in the tests."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names} & SCRIPTS.keys()
+    taken = {
+        (node.value.id, node.attr)
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported
+    }
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module in SCRIPTS:
+            taken |= {(node.module, alias.name) for alias in node.names}
+    for module, name in taken:
+        assert name in names_in(SCRIPTS[module]), f"{module}.{name}"
