@@ -20,8 +20,7 @@ from .casting import SAFETENSORS_DTYPES, TORCH_DTYPES, Widener, cast, result_dty
 from .files import Checkpoint, StrPath, crc32, crc32_of_array, replacing, write_at
 from .reading import read
 
-_RELEASE_EVERY = 1 << 26  # bytes read from the source
-_RELEASE_OVER = 1 << 20  # bytes of a tensor that is read to be compared
+_RELEASE_OVER = 1 << 20  # bytes of a tensor whose pages are released once it is read
 
 Checksums = dict[str, int]  # {name: CRC-32 of a tensor}
 Progress = Callable[[Iterable[str], int], Iterable[str]]
@@ -140,16 +139,14 @@ def _write_tensors(
             checksums[name] = crc32(content, checksums[name])
             write_at(file, content, offset)
             offset += len(content)
+        if tensor.nbytes > _RELEASE_OVER:
+            release()
         return name
 
-    unreleased = 0
     with ThreadPoolExecutor(2) as pool:
         try:
-            for name in progress(pool.map(put, arrays), len(arrays)):
-                unreleased += arrays[name].dtype.itemsize * math.prod(arrays[name].shape)
-                if unreleased > _RELEASE_EVERY:
-                    unreleased = 0
-                    release()
+            for _ in progress(pool.map(put, arrays), len(arrays)):
+                pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -202,13 +199,16 @@ def _compare(path: str, tensors: Tensors, checksums: Checksums) -> None:
     checkpoint = read(path)
     found = {name: _Tensor(array.dtype, array.shape) for name, array in checkpoint.items()}
     wrong = {name for name in tensors.keys() | found.keys() if tensors.get(name) != found.get(name)}
+
+    def read_back(name: str) -> int:
+        crc = crc32_of_array(checkpoint[name])
+        if tensors[name].nbytes > _RELEASE_OVER:
+            checkpoint.release()
+        return crc
+
     with ThreadPoolExecutor(2) as pool:
         names = sorted(found.keys() - wrong)
-        for name, crc in zip(names, pool.map(crc32_of_array, map(checkpoint.__getitem__, names))):
-            if crc != checksums[name]:
-                wrong.add(name)
-            if tensors[name].nbytes > _RELEASE_OVER:
-                checkpoint.release()
+        wrong |= {name for name, crc in zip(names, pool.map(read_back, names)) if crc != checksums[name]}
     if wrong:
         raise CheckpointError(f"{listed(sorted(wrong))} read back differ from what was written; is the disk sound?")
 
