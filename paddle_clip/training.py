@@ -28,7 +28,7 @@ from .errors import CheckpointError
 from .extras import require
 from .hub import load
 from .images import Batch, batches
-from .layers import float32_if_half
+from .layers import BatchNorm2D, float32_if_half
 from .losses import ContrastiveLoss
 from .model import CLIP
 from .pairs import ShardPairs
@@ -71,6 +71,7 @@ def finetune(
     freeze: Union[str, Sequence[str], None] = None,
     lora: Optional[int] = None,
     unfreeze: Sequence[str] = (),
+    train_norms: bool = False,
     recompute: bool = False,
     amp: Optional[str] = None,
     seed: int = SEED,
@@ -84,9 +85,9 @@ def finetune(
     """Trains a model further with CLIP's own loss (paper, section 2.3), in place.
 
     Each epoch draws the pairs in an order that depends on `seed` and the epoch alone, and drops the last ones if they
-    do not fill a batch. Captions longer than the model's context are cut. Batch norms stay in eval mode, so that small
-    batches do not shift their statistics and a batch may be processed in parts; their gains and biases are trained. The
-    optimiser is AdamW with the paper's betas; the learning rate rises linearly and falls along a cosine.
+    do not fill a batch. Captions longer than the model's context are cut. Batch norms keep their statistics, which
+    small batches would shift; their gains and biases are trained. The optimiser is AdamW with the paper's betas; the
+    learning rate rises linearly and falls along a cosine.
 
     In a script that `paddle.distributed.launch` started, the processes train one model together: each takes its slice
     of every batch, and the result is that of one process but for rounding. They start with the weights of the first
@@ -117,6 +118,9 @@ def finetune(
             memory. At the end what was trained is merged into the weights.
         unfreeze: what is trained though `freeze` or LoRA would freeze it, by names as in `freeze`: for words that are
             new, "token_embedding".
+        train_norms: whether the batch norms of a ResNet take the statistics of the pictures that go through at once,
+            and average them for later: random weights need that. Processes do so each by itself, and their number and
+            `accumulate` then change the result; the first one's averages are kept.
         recompute: whether the blocks are computed again for their gradients, which takes the memory of one block and
             the time of one more forward pass.
         amp: dtype of matrix products on a GPU, "float16" or "bfloat16"; weights stay float32.
@@ -144,10 +148,9 @@ def finetune(
         ImportError: if `logdir` or `plot` is given and VisualDL or matplotlib is missing.
         RuntimeError: if Paddle is in static mode.
     """
-    ranks = join()
-    model, seed = unwrapped(model), int(seed)
+    ranks, model, seed = join(), unwrapped(model), int(seed)
     pairs, validation = _listed(pairs), _listed(validation or ())
-    output = files.expanded(output) if output else output
+    output = files.expanded(output) if output else None
     checkpoint = f"{os.path.splitext(output)[0]}.checkpoint.safetensors" if output else None
     batch_size = _fitting(len(pairs), accumulate * ranks.count) if batch_size is None else batch_size
     frozen = [freeze] if isinstance(freeze, str) else list(freeze or ())
@@ -163,6 +166,7 @@ def finetune(
         "freeze": freeze if isinstance(freeze, str) else frozen,
         "lora": lora,
         "unfreeze": list(unfreeze),
+        "train_norms": train_norms,
         "amp": amp,
         "seed": seed,
     }
@@ -185,8 +189,7 @@ def finetune(
         model.eval()
         with contextlib.ExitStack() as stack:
             trained = stack.enter_context(adapted(model, frozen, lora, unfreeze, seed))
-            if recompute:
-                stack.enter_context(recomputed(model))
+            stack.enter_context(recomputed(model) if recompute else contextlib.nullcontext())
             log = stack.enter_context(_visualdl(logdir)) if logdir and ranks.rank == 0 else None
             training = _Training(model, ranks, settings, trained, output, checkpoint)
             if resume and checkpoint:
@@ -265,6 +268,7 @@ class _Training:
     ):
         self.model, self.ranks, self.settings, self.output, self.checkpoint = model, ranks, settings, output, checkpoint
         self.trained, self.frozen = trained, frozen_tower(model, trained)
+        self.norms = _trained_norms(model) if settings["train_norms"] else []
         self.optimizer = _optimizer(trained, settings["weight_decay"], settings["clip_norm"])
         self.scaler = paddle.amp.GradScaler(enable=settings["amp"] == "float16")
         self.step = 0
@@ -297,17 +301,23 @@ class _Training:
                 rate = schedule(self.step, steps, float(settings["learning_rate"]), settings["warmup"])
                 self.optimizer.set_lr(rate)
                 amp = settings["amp"]
-                loss = _step(self.model, self.optimizer, self.scaler, batch, batch_size, self.frozen, amp, ranks)
+                with _in_training(self.norms):
+                    loss = _step(self.model, self.optimizer, self.scaler, batch, batch_size, self.frozen, amp, ranks)
                 self.step += 1
                 epoch, within = divmod(self.step, steps_of_epoch)
                 found = None
                 if validation and not within:
+                    self._agree()
                     all_pairs = pairs_of_rank * ranks.count
                     found = measured(self.model, preprocess, validation, batch_size, workers, all_pairs, ranks)
                     self._keep_if_best(found.loss)
                 if self.checkpoint and (self.step == steps or self.step % (save_every or steps_of_epoch) == 0):
                     ranks.first(self.save)
                 yield Step(self.step, steps, epoch + bool(within), loss, rate, float(self.model.logit_scale), found)
+
+    def _agree(self) -> None:
+        """Gives all processes the statistics that the first one's batch norms averaged."""
+        self.ranks.make_alike(buffer for norm in self.norms for buffer in norm.buffers())
 
     def _keep_if_best(self, loss: float) -> None:
         """Keeps the weights, in the output too, if no loss on the validation's pairs was lower."""
@@ -336,6 +346,7 @@ class _Training:
 
     def finish(self) -> None:
         """Gives the model the best weights, writes the output and deletes the checkpoint."""
+        self._agree()
         if self.best_weights:
             self.model.set_state_dict(self.best_weights)
         self.ranks.first(self._write)
@@ -383,6 +394,23 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
 
 
 # ----------------------------------------------------------------------------------------------------------- one step
+
+
+def _trained_norms(model: CLIP) -> list[BatchNorm2D]:
+    norms = (layer for layer in model.sublayers() if isinstance(layer, BatchNorm2D))
+    return [norm for norm in norms if norm.weight is not None and not norm.weight.stop_gradient]
+
+
+@contextlib.contextmanager
+def _in_training(norms: Sequence[BatchNorm2D]) -> Iterator[None]:
+    """Has batch norms take the statistics of what goes through them while the block lasts."""
+    for norm in norms:
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.eval()
 
 
 def _step(

@@ -100,6 +100,11 @@ def test_weights_and_losses_are_those_of_one_process(results, variant):
         assert distance(of(found, f"trained/{variant}"), weights) < WEIGHT_ERROR
 
 
+def test_statistics_of_batch_norms_are_those_of_the_first(results):
+    """`results` compares the processes, whose pictures have statistics of their own."""
+    assert (of(results[2], "norms")["visual.bn1._mean"] != 0).all()
+
+
 def test_a_resumed_training_is_bit_identical(results, told):
     assert {every["resumed at"] for every in told} == {3}
     resumed, whole = of(results[2], "resumed"), of(results[2], "trained/vit")

@@ -21,6 +21,7 @@ from paddle_clip.checkpoints.files import crc32_of_array
 from variants import RESNET, SMALL, VARIANTS, VIT, assert_equal, state_of
 
 GRADIENT_ERROR = 2e-5  # relative to a tensor's largest gradient, as sums have another order; 4e-6 was measured
+SMALL_RESNET = presets.CLIPConfig(8, 32, (1, 1, 1, 1), 8, None, 64, 1, 1, 12)
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
 
@@ -157,13 +158,40 @@ def test_a_frozen_tower_stays(model, pairs, freeze, trained):
 
 def test_batch_norms_keep_their_statistics_and_learn_their_gains(pairs):
     paddle.seed(1)
-    model = presets.build(presets.CLIPConfig(8, 32, (1, 1, 1, 1), 8, None, 64, 1, 1, 12))
+    model = presets.build(SMALL_RESNET)
     before = state_of(model)
     finetune(model, pairs, batch_size=4, learning_rate=1e-3)
     after = state_of(model)
     for name in before:
         is_statistic = name.endswith(("._mean", "._variance"))
         assert np.array_equal(before[name], after[name]) == is_statistic, name
+
+
+def test_batch_norms_take_the_statistics_of_batches_if_asked(pairs, tmp_path):
+    """A resumed training has the same to the bit, and a frozen tower keeps its own."""
+
+    def trained(output, of=pairs, **arguments):
+        paddle.seed(1)
+        model = presets.build(SMALL_RESNET)
+        given = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "train_norms": True, **arguments}
+        finetune(model, of, tmp_path / output, **given)
+        assert not model.visual.bn1.training
+        return model
+
+    paddle.seed(1)
+    before = presets.build(SMALL_RESNET)
+    images = paddle.stack([paddle_clip.image_transform(32)(image) for image, _ in pairs[:4]])
+    with paddle.no_grad():
+        expected = 0.1 * before.visual.conv1(images).mean(axis=[0, 2, 3])  # the averages begin at 0
+    found = trained("one.pdparams", pairs[:4], epochs=1).visual.bn1._mean
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+    whole = trained("whole.pdparams")
+    with pytest.raises(Killed):
+        trained("x.pdparams", on_step=killed_at(3), save_every=2)
+    assert_equal(state_of(trained("x.pdparams", resume=True, save_every=2)), state_of(whole))
+    frozen = trained("frozen.pdparams", freeze="image")
+    assert_equal(state_of(frozen.visual), state_of(before.visual))
 
 
 def test_the_temperature_stays_below_100(model, pairs):

@@ -128,11 +128,6 @@ def _random_model(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]
     from ..transforms import image_transform
 
     config = preset(arguments.model).config
-    if config.vision_patch_size is None:
-        raise ValueError(
-            f"{arguments.model} is a ResNet: the statistics of its batch norms are kept as they are in training, and "
-            "random weights have none. Choose a vision transformer, such as --model ViT-B/32"
-        )
     if arguments.device:
         paddle.set_device(arguments.device)
     paddle.seed(arguments.seed)
@@ -178,6 +173,7 @@ def finetune(arguments: argparse.Namespace) -> None:
                 print(f"  validation: {retrieval_in_words(step.validation)}", flush=True)
 
     settings = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
+    settings["train_norms"] = arguments.from_scratch  # whose norms have no statistics yet
     with tqdm(unit="step", disable=None if is_first else True) as bar:
         training.finetune(
             model, pairs, arguments.output, preprocess=preprocess, validation=validation, on_step=on_step, **settings

@@ -136,6 +136,10 @@ def more(folder, ranks, found):
         found[f"sliced/{name}"] = array
     Ranks.gather = gather
 
+    weights, _ = trained("resnet", ranks, epochs=1, train_norms=True)
+    for name, array in weights.items():
+        found[f"norms/{name}"] = array
+
     told, steps = {}, []
     output = os.path.join(folder, "same.pdparams")
     interrupted(ranks, output)
