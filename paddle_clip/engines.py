@@ -230,6 +230,8 @@ class Predictor:
         require_engine(engine, precision, device, threads)
         description = read_description(directory)
         self._made_by = (os.path.abspath(directory), threads, device, engine, precision)
+        if precision != "float32":
+            device = "cpu"  # which alone computes in it, whatever Paddle's current device is
         self.dtype = description["dtype"]
         self.engine = _choose_engine(engine, precision, device, directory, description["crc32"])
         device = "cpu" if self.engine == "openvino" else device or _current_device()

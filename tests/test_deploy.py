@@ -500,6 +500,13 @@ def test_bfloat16(exported, engine):
                 make()
 
 
+@pytest.mark.skipif(not deploy.PADDLE_3, reason="Paddle 2 computes no bfloat16 products")
+@pytest.mark.skipif(not paddle.base.core.supports_bfloat16_fast_performance(), reason="nor does this processor")
+def test_bfloat16_is_computed_on_the_cpu_where_paddle_has_a_gpu(exported, monkeypatch):
+    monkeypatch.setattr(engines, "_current_device", lambda: "gpu:0")
+    assert paddle_clip.Predictor(exported[1], precision="bfloat16").device == "cpu"
+
+
 @needs_extras
 def test_openvino_needs_no_paddle(exported, run, tmp_path):
     """An exported folder serves classification with neither Paddle nor its import."""
