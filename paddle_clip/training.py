@@ -75,6 +75,7 @@ def finetune(
     recompute: bool = False,
     amp: Optional[str] = None,
     seed: int = SEED,
+    shuffle: bool = True,
     save_every: Optional[int] = None,
     resume: bool = False,
     workers: Optional[int] = None,
@@ -125,6 +126,8 @@ def finetune(
             the time of one more forward pass.
         amp: dtype of matrix products on a GPU, "float16" or "bfloat16"; weights stay float32.
         seed: seed of the order of the pairs.
+        shuffle: whether each epoch takes the pairs in an order of its own. False keeps theirs, where pairs that are
+            hard to tell apart were put side by side to be in one batch.
         save_every: number of steps between checkpoints; by default one epoch.
         resume: whether to continue from the checkpoint, if there is one. The result equals that of an uninterrupted
             training bit for bit; on a GPU only if the environment sets FLAGS_cudnn_deterministic and
@@ -152,28 +155,27 @@ def finetune(
     pairs, validation = _listed(pairs), _listed(validation or ())
     output = files.expanded(output) if output else None
     checkpoint = f"{os.path.splitext(output)[0]}.checkpoint.safetensors" if output else None
-    batch_size = _fitting(len(pairs), accumulate * ranks.count) if batch_size is None else batch_size
-    frozen = [freeze] if isinstance(freeze, str) else list(freeze or ())
     settings: dict[str, Any] = {
         "epochs": epochs,
-        "batch_size": batch_size,
+        "batch_size": _fitting(len(pairs), accumulate * ranks.count) if batch_size is None else batch_size,
         "accumulate": accumulate,
         "ranks": ranks.count,
         "learning_rate": learning_rate,
         "warmup": warmup,
         "weight_decay": weight_decay,
         "clip_norm": clip_norm,
-        "freeze": freeze if isinstance(freeze, str) else frozen,
+        "freeze": [freeze] if isinstance(freeze, str) else list(freeze or ()),
         "lora": lora,
         "unfreeze": list(unfreeze),
         "train_norms": train_norms,
         "amp": amp,
         "seed": seed,
+        "shuffle": shuffle,
     }
 
     def checked() -> dict[str, Any]:
         _require_sound(model, settings, pairs, save_every)
-        frozen_names(model, frozen, unfreeze)
+        frozen_names(model, settings["freeze"], unfreeze)
         _require_free(output, checkpoint, resume)
         if plot:
             plots.require_writable(plot)
@@ -188,7 +190,7 @@ def finetune(
 
         model.eval()
         with contextlib.ExitStack() as stack:
-            trained = stack.enter_context(adapted(model, frozen, lora, unfreeze, seed))
+            trained = stack.enter_context(adapted(model, settings["freeze"], lora, unfreeze, seed))
             stack.enter_context(recomputed(model) if recompute else contextlib.nullcontext())
             log = stack.enter_context(_visualdl(logdir)) if logdir and ranks.rank == 0 else None
             training = _Training(model, ranks, settings, trained, output, checkpoint)
@@ -292,7 +294,8 @@ class _Training:
         if self.step > steps:
             told = f"{self.checkpoint} is of step {self.step!s:.40}, and the training has {steps}"
             raise CheckpointError(f"{told}; delete it to start anew")
-        drawn = _drawn(pairs, steps, pairs_of_rank, settings["seed"], ranks)
+        seed = settings["seed"] if settings["shuffle"] else None
+        drawn = _drawn(pairs, steps, pairs_of_rank, seed, ranks)
         names = _Lazy(len(drawn), lambda index: drawn[index][0])
         read_ahead = batches(preprocess, names, drawn, pairs_of_rank, workers, None, self.step * pairs_of_rank)
         with contextlib.closing(read_ahead):
@@ -371,8 +374,10 @@ class _Lazy:
         return self.item(index)
 
 
-def _drawn(pairs: Sequence[tuple[Any, str]], steps: int, pairs_of_rank: int, seed: int, ranks: Ranks) -> _Lazy:
-    """The pairs of all steps that this process takes, one after the other.
+def _drawn(
+    pairs: Sequence[tuple[Any, str]], steps: int, pairs_of_rank: int, seed: Optional[int], ranks: Ranks
+) -> _Lazy:
+    """The pairs of all steps that this process takes, one after the other; without a seed in their own order.
 
     All processes together draw what one process with a batch of that size draws; each takes its slice of every batch.
     """
@@ -381,6 +386,8 @@ def _drawn(pairs: Sequence[tuple[Any, str]], steps: int, pairs_of_rank: int, see
 
     def pair(index: int) -> tuple[Any, str]:
         epoch, place = divmod(slice_of(index, ranks.rank, pairs_of_rank, ranks.count), pairs_of_epoch)
+        if seed is None:
+            return pairs[place]
         order = pairs.order if isinstance(pairs, ShardPairs) else functools.partial(_order, len(pairs))
         return pairs[order(seed, epoch)[place]]
 

@@ -250,6 +250,19 @@ def test_each_epoch_is_another_order_and_nothing_is_drawn_twice():
     assert drawn(3) == drawn(3) != drawn(4)
 
 
+def test_without_shuffling_each_epoch_takes_the_pairs_in_their_order(model, pairs):
+    def losses(pairs, **arguments):
+        return [step.loss for step in finetune(model, pairs, batch_size=5, learning_rate=1e-30, **arguments)]
+
+    reversed_in_pairs = [pairs[index ^ 1] for index in range(len(pairs))]  # another order within batches of 2, not of 5
+    kept = losses(pairs, epochs=2, shuffle=False)
+    assert kept[:2] == kept[2:] == losses(pairs[:5], shuffle=False) + losses(pairs[5:10], shuffle=False)
+    assert losses(reversed_in_pairs, shuffle=False)[0] != kept[0] != losses(pairs)[0]
+    of_ranks = [training._drawn(range(10), 4, 2, None, distributed.Ranks(rank, 2)) for rank in (0, 1)]
+    slices = [[drawn[place] for place in range(8)] for drawn in of_ranks]
+    assert slices == [[0, 1, 4, 5, 0, 1, 4, 5], [2, 3, 6, 7, 2, 3, 6, 7]]
+
+
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 

@@ -29,6 +29,7 @@ SETTINGS = (
     "recompute",
     "amp",
     "seed",
+    "shuffle",
     "save_every",
     "resume",
     "logdir",
@@ -109,6 +110,12 @@ def _add_settings(parser: Parser) -> None:
     )
     parser.add_argument("--amp", choices=("float16", "bfloat16"), help="mixed precision, on a GPU")
     add("--seed", int, "N", "number that tells the order of the pairs", SEED)
+    parser.add_argument(
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take the pairs in an order of its own in each epoch (default: --shuffle)",
+    )
     add("--save-every", int, "N", "steps between checkpoints (default: an epoch)")
     parser.add_argument(
         "--resume",
