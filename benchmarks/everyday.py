@@ -40,7 +40,7 @@ OURS = {
     "ours, bfloat16": ["--precision", "bfloat16"],
     "ours, Paddle Inference, bfloat16": ["--engine", "paddle", "--precision", "bfloat16"],
 }
-PEERS = ("openai", "hugging_face", "openvino", "openvino_default")
+PEERS = ("openai", "open_clip", "hugging_face", "openvino", "openvino_default")
 TASKS = {
     "embed": "{images} JPEGs embedded",
     "classify": "first photo classified",

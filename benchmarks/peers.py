@@ -28,6 +28,7 @@ OURS = {
 PEERS = {
     "openai": "OpenAI's code (or cn_clip's, open_clip's), PyTorch eager",
     "torch.compile": "the same, torch.compile",
+    "open_clip": "open_clip, PyTorch eager",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO, float32",
     "openvino_default": "OpenVINO, its own default precision",
@@ -225,13 +226,10 @@ def light(checkpoint, device, dtype):
     return _calls(predictor)
 
 
-def _torch(checkpoint, device, dtype, wrap):
+def _torch(model, device, wrap=lambda function: function):
     import torch
 
-    import reference
-
-    model = reference.load(checkpoint, dtype).to(device)
-    calls = {"image": wrap(model.encode_image), "text": wrap(model.encode_text)}
+    calls = {"image": wrap(model.to(device).encode_image), "text": wrap(model.encode_text)}
 
     def call(tower, array):
         with torch.no_grad():
@@ -241,13 +239,31 @@ def _torch(checkpoint, device, dtype, wrap):
 
 
 def openai(checkpoint, device, dtype):
-    return _torch(checkpoint, device, dtype, lambda function: function)
+    import reference
+
+    return _torch(reference.load(checkpoint, dtype), device)
 
 
 def torch_compile(checkpoint, device, dtype):
     import torch
 
-    return _torch(checkpoint, device, dtype, torch.compile)
+    import reference
+
+    return _torch(reference.load(checkpoint, dtype), device, torch.compile)
+
+
+def open_clip(checkpoint, device, dtype):
+    import torch
+
+    import reference
+
+    config = _config(checkpoint)
+    if config.text_tower == "bert":
+        raise ImportError("open_clip has no Chinese-CLIP")
+    model = reference.build_open(config).eval()
+    names = model.state_dict()
+    model.load_state_dict({name: tensor for name, tensor in reference.read(checkpoint).items() if name in names})
+    return _torch(model.to(getattr(torch, dtype)), device)
 
 
 def _onnx(checkpoint):

@@ -104,7 +104,7 @@ def build(config):
     """The publisher's model of these sizes."""
     if config.text_tower == "bert":
         return _build_chinese(config)
-    return openai("model").CLIP(**sizes(config)) if is_openais(config) else _build_open(config)
+    return openai("model").CLIP(**sizes(config)) if is_openais(config) else build_open(config)
 
 
 def _build_chinese(config):
@@ -133,7 +133,7 @@ def _build_chinese(config):
     )
 
 
-def _build_open(config):
+def build_open(config):
     """open_clip's model."""
     mlp_width = config.vision_mlp_width or 4 * config.vision_width
     vision = {
