@@ -3,8 +3,9 @@
     python benchmarks/distributed.py [--model tiny] [--batch 64] [--rounds 5]
 
 One process with one thread trains on batches of a size; two processes with one thread each train on batches of that
-size each. Both run in turn, round by round, and the medians are compared. The bytes are those that the
-operating system counted on the loopback interface, so nothing else may use it meanwhile.
+size each. Both run in turn, round by round, and the medians are compared. So do two processes that know nothing of each
+other: they show what the machine gives when all its cores are busy. The bytes are those that the operating system
+counted on the loopback interface, so nothing else may use it meanwhile.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -107,19 +109,23 @@ def main():
     if arguments.work:
         work(arguments)
         return
-    one, several = [], []
+    one, several, apart = [], [], []
     for _ in range(arguments.rounds):
         one.append(launched(arguments, 1))
         several.append(launched(arguments, arguments.ranks))
-    seconds = [sorted(result["seconds"] for result in results)[len(results) // 2] for results in (one, several)]
-    speeds = arguments.batch / seconds[0], arguments.ranks * arguments.batch / seconds[1]
+        with ThreadPoolExecutor(arguments.ranks) as pool:
+            apart += pool.map(lambda _: launched(arguments, 1), range(arguments.ranks))
+    medians = [sorted(result["seconds"] for result in results)[len(results) // 2] for results in (one, several, apart)]
+    speeds = [
+        arguments.batch * count / seconds for count, seconds in zip((1, arguments.ranks, arguments.ranks), medians)
+    ]
     last, batch = several[-1], arguments.ranks * arguments.batch
     formula = gathered(arguments.ranks, batch, last["embed_dim"]) + reduced(arguments.ranks, last["parameters"])
     formula *= arguments.ranks
     sent = min(result["sent"] for result in several)
     print(f"{arguments.model}, {arguments.batch} pairs a process, one thread each")
     print(f"1 process {speeds[0]:.1f} pairs/s, {arguments.ranks} processes {speeds[1]:.1f} pairs/s: ", end="")
-    print(f"{speeds[1] / speeds[0]:.2f} times")
+    print(f"{speeds[1] / speeds[0]:.2f} times; {arguments.ranks} apart {speeds[2] / speeds[0]:.2f} times")
     print(f"bytes a step: {sent:,} on the loopback, {formula:,.0f} by the formula: {sent / formula:.4f} times")
     kept = state(last["parameters"])
     print(f"memory of a process: {last['memory'] / 1e9:.2f} GB, without activations {kept / 1e9:.2f} by the formula")
