@@ -72,12 +72,18 @@ class Batches(paddle.io.Dataset):
         return self.steps
 
     def __getitem__(self, index):
-        random = np.random.default_rng([self.seed, index])
-        pairs = random_pairs(random, self.size, variety(index / self.steps))
-        images = [self.preprocess(draw(pair.scene, random, self.resolution)).numpy() for pair in pairs]
-        tokens = paddle_clip.tokenize([caption(*pair, random) for pair in pairs]).numpy()
+        pictures, captions = self.drawn(index)
+        images = [self.preprocess(picture).numpy() for picture in pictures]
+        tokens = paddle_clip.tokenize(captions).numpy()
         length = (tokens != 0).sum(axis=1).max()  # tokens after the end of text change nothing
         return np.stack(images), tokens[:, :length]
+
+    def drawn(self, index):
+        """The pictures and the captions of a batch."""
+        random = np.random.default_rng([self.seed, index])
+        pairs = random_pairs(random, self.size, variety(index / self.steps))
+        pictures = [draw(pair.scene, random, self.resolution) for pair in pairs]
+        return pictures, [caption(*pair, random) for pair in pairs]
 
 
 def train(model, steps, seed, batch_size=48, rate=2e-3, log_every=100):

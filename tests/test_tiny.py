@@ -1,5 +1,6 @@
 """The model in the package: its accuracy, its size, and the script that made it."""
 
+import io
 import json
 import os
 
@@ -139,6 +140,20 @@ def test_the_script_trains_and_saves(run, tmp_path):
     for entry in os.scandir(SAMPLES):  # the pictures in the package are those the script draws
         ours, theirs = (np.asarray(tiny_world.Image.open(path)) for path in (entry.path, out / "samples" / entry.name))
         assert np.abs(ours.astype(int) - theirs).max() <= 1, entry.name
+
+
+def test_shards_hold_the_same_pairs_and_train(run, tmp_path):
+    script, sizes = os.path.join("examples", "tiny_shards.py"), ("--steps", 3, "--batch-size", 4, "--pictures", 10)
+    assert run(script, "write", tmp_path, *sizes).returncode == 0
+    pairs = paddle_clip.read_pairs(tmp_path)
+    assert len(pairs) == 12
+    pictures, captions = train_tiny.Batches(3, 4, 64, 0).drawn(1)
+    assert captions == [caption for _, caption in pairs[4:8]]
+    for picture, (image, _) in zip(pictures, pairs[4:8]):
+        assert picture.tobytes() == tiny_world.Image.open(io.BytesIO(image.read())).tobytes()
+    assert run(script, "train", tmp_path, *sizes).returncode == 0
+    done = run(script, "test", tmp_path, *sizes)
+    assert done.stdout.count("colour and shape, asked for one object") == 2, done.stderr
 
 
 def test_the_script_refuses_what_makes_no_sense(run, tmp_path):
