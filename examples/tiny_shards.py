@@ -111,6 +111,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and pairs (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=1200, help="pictures in each test (default: %(default)s)")
     arguments = parser.parse_args()
+    if arguments.steps < 3 or not 1 <= arguments.batch_size <= tiny_world.MOST_PAIRS:
+        parser.error(f"--steps must be 3 or more, and --batch-size from 1 to {tiny_world.MOST_PAIRS}")
     {"write": write, "train": train, "test": test}[arguments.work](arguments)
 
 

@@ -105,8 +105,8 @@ def names_within(model: CLIP, chosen: Collection[str], argument: str) -> set[str
 
     Args:
         model: a `CLIP`.
-        chosen: "image" or "text" for a whole tower; names of layers, such as "visual.transformer.resblocks.0"; names of
-            parameters.
+        chosen: one name or several: "image" or "text" for a whole tower; names of layers, such as
+            "visual.transformer.resblocks.0"; names of parameters.
         argument: its name, for the message.
 
     Raises:
@@ -115,7 +115,7 @@ def names_within(model: CLIP, chosen: Collection[str], argument: str) -> set[str
     names = {name for name, _ in model.named_parameters()} - {"logit_scale"}
     image = {name for name in names if name.startswith("visual.")}
     within: set[str] = set()
-    for given in chosen:
+    for given in [chosen] if isinstance(chosen, str) else chosen:
         inside = {name for name in names if name == given or name.startswith(f"{given}.")}
         found = {"image": image, "text": names - image}.get(given, inside)
         if not found:

@@ -164,13 +164,13 @@ def finetune(
         "warmup": warmup,
         "weight_decay": weight_decay,
         "clip_norm": clip_norm,
-        "freeze": [freeze] if isinstance(freeze, str) else list(freeze or ()),
+        "freeze": freeze if isinstance(freeze, str) else list(freeze or ()),
         "lora": lora,
         "unfreeze": list(unfreeze),
         "train_norms": train_norms,
         "amp": amp,
         "seed": seed,
-        "shuffle": shuffle,
+        "in_order": not shuffle,  # so named as checkpoints that do not tell are of shuffled pairs
     }
 
     def checked() -> dict[str, Any]:
@@ -294,7 +294,7 @@ class _Training:
         if self.step > steps:
             told = f"{self.checkpoint} is of step {self.step!s:.40}, and the training has {steps}"
             raise CheckpointError(f"{told}; delete it to start anew")
-        seed = settings["seed"] if settings["shuffle"] else None
+        seed = None if settings["in_order"] else settings["seed"]
         drawn = _drawn(pairs, steps, pairs_of_rank, seed, ranks)
         names = _Lazy(len(drawn), lambda index: drawn[index][0])
         read_ahead = batches(preprocess, names, drawn, pairs_of_rank, workers, None, self.step * pairs_of_rank)

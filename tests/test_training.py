@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import paddle_clip
-from paddle_clip import CheckpointError, ContrastiveLoss, distributed, finetune, presets, training
+from paddle_clip import CheckpointError, ContrastiveLoss, distributed, finetune, presets, resumption, training
 from paddle_clip.checkpoints import reading, writing
 from paddle_clip.checkpoints.files import crc32_of_array
 from variants import RESNET, SMALL, VARIANTS, VIT, assert_equal, state_of
@@ -264,6 +264,19 @@ def test_without_shuffling_each_epoch_takes_the_pairs_in_their_order(model, pair
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_that_does_not_tell_of_shuffling_is_resumed(model, pairs, monkeypatch):
+    """Those of earlier versions; and they tell a frozen tower by its name alone."""
+    told = []
+    monkeypatch.setattr(training, "_require_alike", lambda ranks, settings: told.append(dict(settings)))
+    for arguments in ({"freeze": "image"}, {"freeze": "image", "shuffle": False}):
+        finetune(model, pairs, batch_size=7, **arguments)
+    shuffled, in_order = told[0], told[2]
+    earlier = {name: value for name, value in shuffled.items() if name != "in_order"}
+    assert earlier["freeze"] == "image"
+    assert resumption.differences(earlier, shuffled) == ""
+    assert "in_order" in resumption.differences(earlier, in_order)
 
 
 class Killed(BaseException):
