@@ -150,8 +150,6 @@ class ModifiedResNet(nn.Layer):
         [B, 3, R, R] -> [B, W, R/4, R/4], [B, 4W, R/4, R/4], [B, 8W, R/8, R/8], [B, 16W, R/16, R/16] and
         [B, 32W, R/32, R/32], W the width.
         """
-        if not is_traced():
-            keep_memory()
         x = relu_(self.bn1(self.conv1(x)))  # [B, W/2, R/2, R/2]
         x = relu_(self.bn2(self.conv2(x)))  # [B, W/2, R/2, R/2]
         x = relu_(self.bn3(self.conv3(x)))  # [B, W, R/2, R/2]
@@ -567,6 +565,7 @@ class CLIP(nn.Layer):
         if not self.config.has_image:
             raise ValueError("this model is a text tower alone: encode_image takes the whole model, or its image tower")
         require_images(image, self.visual.input_resolution)
+        keep_memory()
         image = paddle.to_tensor(image) if isinstance(image, np.ndarray) else image
         image = image.astype(self.dtype)
         if not image.shape[0]:  # which Paddle's kernels refuse
@@ -642,6 +641,7 @@ class CLIP(nn.Layer):
         embedding = self._embedding()
         ids = embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None  # else not ours
         require_tokens(text, self._positions(), ids)
+        keep_memory()
         # Paddle takes uint16 for bfloat16, and has no kernels for other small integers.
         text = paddle.to_tensor(text.astype(np.int64)) if isinstance(text, np.ndarray) else text.astype("int64")
         if not text.shape[0]:  # which Paddle's kernels refuse
