@@ -450,13 +450,25 @@ class MultiHeadAttention(nn.Layer):
         return self.out_proj(attention_of_one(q, x, weights[1], weights[2], biases[2], self.num_heads, bound))
 
 
-def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
-    """x @ weight: [B, D] @ [D, E] -> [B, E], in the dtype of `x`; `x` itself if there is no weight.
+_PARTS = 16  # in which the products of few rows are added up
 
-    The weight is transposed twice. For fewer than eight rows MKL would add up the D products one by one, at four times
-    the rounding error of PyTorch; along contiguous columns it adds them in parts.
+
+def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
+    """x @ weight: [B, …, D] @ [D, E] -> [B, …, E], in the dtype of `x`; `x` itself if there is no weight.
+
+    MKL adds up the D products of a few rows one by one, at two to four times the rounding error of PyTorch. Here they
+    are added up in parts, and in a program along a transposed weight, which is transposed where the program is loaded.
     """
-    return x if weight is None else paddle.matmul(x, weight.astype(x.dtype).t(), transpose_y=True)
+    if weight is None:
+        return x
+    weight = weight.astype(x.dtype)
+    if is_traced() or x.dtype in HALF_PRECISION:
+        return paddle.matmul(x, weight.t(), transpose_y=True)
+    width, out = weight.shape
+    parts = math.gcd(width, _PARTS)  # P
+    rows = x.reshape([-1, parts, width // parts]).transpose([1, 0, 2])  # [P, N, D/P]
+    sums = paddle.matmul(rows, weight.reshape([parts, width // parts, out]))  # [P, N, E]
+    return sums.sum(axis=0).reshape([*x.shape[:-1], out])
 
 
 def few_rows(layer: nn.Layer, x: Tensor) -> Tensor:

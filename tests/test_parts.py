@@ -261,11 +261,21 @@ def test_pools_are_paddles(window, size):
     np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
-def test_few_rows_computes_the_layer():
-    layer = layers.linear(16, 8)
+@pytest.mark.parametrize("width", [64, 10, 7])
+def test_few_rows_computes_the_layer(width):
+    layer = layers.linear(width, 8)
     layer.to(dtype="float64")
-    x = paddle.to_tensor(numbers(3, 1, 16))
+    x = paddle.to_tensor(numbers(3, 1, width))
     assert_same(layers.few_rows(layer, x), layer(x).numpy())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_few_rows_round_like_pytorchs(rows):
+    x, weight = numbers(rows, 2048).astype("float32"), numbers(2048, 256).astype("float32")
+    exact = x.astype("float64") @ weight.astype("float64")
+    ours = layers.project(paddle.to_tensor(x), paddle.to_tensor(weight)).numpy()
+    theirs = torch.nn.functional.linear(torch.from_numpy(x), torch.from_numpy(weight.T.copy())).numpy()
+    assert np.abs(ours - exact).mean() < 1.3 * np.abs(theirs - exact).mean()
 
 
 def test_few_rows_calls_what_is_watched_or_replaced():
