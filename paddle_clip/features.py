@@ -673,7 +673,9 @@ def search(
     step = max(1, _CHUNK // (4 * len(target)))
     for start in range(0, len(features), step):
         chunk = np.asarray(features[start : start + step], np.float32)  # [C, E]
-        scores = chunk @ target / np.linalg.norm(chunk, axis=1)  # [C]
+        # BLAS may round equal rows differently: some of its kernels take rows by fours, and the rest alone.
+        squares = np.einsum("ce,ce->c", chunk, chunk)  # [C]
+        scores = np.einsum("ce,e->c", chunk, target) / np.sqrt(squares)  # [C]
         rows = np.concatenate([best_rows, np.arange(start, start + len(chunk))])
         scores = np.concatenate([best_scores, scores])
         best = np.lexsort([rows, -scores])[:top_k]  # equal scores in the order of rows

@@ -487,10 +487,11 @@ def test_search_is_exact(searched, monkeypatch, kind, chunk, tmp_path):
 
 def test_equal_images_come_in_order(searched, monkeypatch):
     model, preprocess, rows, names = searched
-    monkeypatch.setattr(features, "_CHUNK", 8 * 4 * 3)
     same = np.repeat(rows[:1], 10, axis=0)
-    found = search(model, preprocess, same, names[:10], "a dog", top_k=4)
-    assert [match.path for match in found] == names[:4]
+    for rows_at_once in (3, 10):
+        monkeypatch.setattr(features, "_CHUNK", 8 * 4 * rows_at_once)
+        found = search(model, preprocess, same, names[:10], "a dog", top_k=4)
+        assert [match.path for match in found] == names[:4]
     assert isinstance(found[0], Match)
 
 
