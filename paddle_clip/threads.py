@@ -71,7 +71,7 @@ def keep_memory() -> None:
     """Has glibc keep up to a gigabyte of freed memory for the next Tensors, once in a process.
 
     It would give feature maps and hidden layers back to the system, and the system clear the next ones page by page:
-    60,000 pages for eight images of an RN50, a seventh of its time and of a ViT-B/32's. What the user chose by
+    60,000 pages for eight images of an RN50, a seventh of their time. What the user chose by
     MALLOC_TRIM_THRESHOLD_ and the like stands, and other C libraries are left as they are.
     """
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
