@@ -150,6 +150,8 @@ class ModifiedResNet(nn.Layer):
         [B, 3, R, R] -> [B, W, R/4, R/4], [B, 4W, R/4, R/4], [B, 8W, R/8, R/8], [B, 16W, R/16, R/16] and
         [B, 32W, R/32, R/32], W the width.
         """
+        if not is_traced():
+            keep_memory()
         x = relu_(self.bn1(self.conv1(x)))  # [B, W/2, R/2, R/2]
         x = relu_(self.bn2(self.conv2(x)))  # [B, W/2, R/2, R/2]
         x = relu_(self.bn3(self.conv3(x)))  # [B, W, R/2, R/2]
@@ -334,6 +336,8 @@ class VisualTransformer(nn.Layer):
 
     def _embed(self, x: Tensor) -> Tensor:
         """The tokens the transformer starts with, the class token first: [B, 3, R, R] -> [B, L, D]."""
+        if not is_traced():
+            keep_memory()
         x = self.conv1(x).flatten(2).transpose([0, 2, 1])  # [B, L-1, D]
         class_token = self.class_embedding.astype(x.dtype).expand([size(x, 0), 1, -1])  # [B, 1, D]
         x = paddle.concat([class_token, x], axis=1)  # [B, L, D]
@@ -565,7 +569,6 @@ class CLIP(nn.Layer):
         if not self.config.has_image:
             raise ValueError("this model is a text tower alone: encode_image takes the whole model, or its image tower")
         require_images(image, self.visual.input_resolution)
-        keep_memory()
         image = paddle.to_tensor(image) if isinstance(image, np.ndarray) else image
         image = image.astype(self.dtype)
         if not image.shape[0]:  # which Paddle's kernels refuse

@@ -115,13 +115,13 @@ def test_another_c_library_is_left_as_it_is():
     assert kept(library="object()") == "[]"
 
 
-@pytest.mark.parametrize("tower", ["image", "text"])
-def test_memory_is_kept_from_the_first_encoding_on(tower):
-    model = paddle_clip.CLIP(8, 32, 1, 64, 16, 4, 20, 64, 1, 1)
+@pytest.mark.parametrize(("layers", "patch"), [((1, 1, 1, 1), None), (1, 16)])
+@pytest.mark.parametrize("tower", ["visual", "text"])
+def test_memory_is_kept_from_the_first_encoding_on(layers, patch, tower):
+    model = paddle_clip.CLIP(8, 32, layers, 64, patch, 4, 20, 64, 1, 1)
     threads.keep_memory.cache_clear()
-    assert threads.keep_memory.cache_info().currsize == 0
-    if tower == "image":
-        model.encode_image(paddle.zeros([1, 3, 32, 32]))
+    if tower == "visual":
+        model.visual(paddle.zeros([1, 3, 32, 32]))
     else:
         model.encode_text(paddle.zeros([1, 4], "int64"))
     assert threads.keep_memory.cache_info().currsize == 1
