@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, os.pardir))
@@ -81,47 +83,70 @@ def digest(array):
     return list(hashlib.sha256(content).digest())
 
 
-def compare(checkpoint, converted, inputs, dtype, names=(), gradients=None, digests=False, train=False, device="cpu"):
-    """Runs both sides on the same inputs.
+class Run(NamedTuple):
+    """One run of both sides.
 
     Args:
-        checkpoint: path of the file OpenAI's code loads.
-        converted: path of the file Paddle loads.
         inputs: {"images": [B, 3, R, R], "tokens": [B, L]}.
         dtype: "float64" or "float32".
-        names: names of modules whose outputs are returned too, see `stages`.
+        stages: names of modules whose outputs are returned too, see `stages`.
         gradients: pattern of the names of parameters whose gradients of the contrastive loss are returned, as
             "grad.<our name>"; None: of no parameter.
         digests: whether to return the `digest` of every parameter and buffer, in OpenAI's layout, as
             "digest.<OpenAI's name>".
         train: whether batch norms use the batch's statistics.
+    """
+
+    inputs: dict
+    dtype: str
+    stages: Sequence = ()
+    gradients: Optional[str] = None
+    digests: bool = False
+    train: bool = False
+
+
+def compare(checkpoint, converted, *runs, device="cpu"):
+    """Runs both sides on the same inputs, each side in one process.
+
+    Args:
+        checkpoint: path of the file OpenAI's code loads.
+        converted: path of the file Paddle loads.
+        runs: what to compute, each a `Run`.
         device: Paddle's device; PyTorch runs on the CPU.
 
     Returns:
-        Two dicts {name: array}, Paddle's and PyTorch's.
+        For each run two dicts {name: array}, Paddle's and PyTorch's.
 
     Raises:
         ParityError: if a side fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(os.path.join(folder, "inputs.npz"), **inputs)
-        job = {"inputs": os.path.join(folder, "inputs.npz"), "dtype": dtype, "stages": list(names)}
+        paths = [os.path.join(folder, str(number)) for number in range(len(runs))]
+        for path, run in zip(paths, runs):
+            np.savez(path, **run.inputs)
         config = dialects.from_checkpoint(reading.read(converted), converted).config
+        job = {"runs": [run._replace(inputs=path)._asdict() for path, run in zip(paths, runs)], "device": device}
         job.update(activation=config.activation, heads=config.vision_heads)
-        job.update(gradients=gradients, digests=digests, train=train, device=device)
         _side([os.path.join(HERE, "parity.py"), "--run"], folder, "paddle", checkpoint=converted, **job)
         _side([os.path.join(HERE, "reference.py"), "run"], folder, "torch", checkpoint=checkpoint, **job)
         # Read when both processes have ended, whose memory the gradients of a large model need.
-        with np.load(os.path.join(folder, "paddle.npz")) as paddle, np.load(os.path.join(folder, "torch.npz")) as torch:
-            paddle, torch = dict(paddle), dict(torch)
-    for name in [name for name in torch if name.startswith("grad.")]:
-        ours, gradient = dialects.to_paddle(name[len("grad.") :], torch.pop(name), dialects.CHINESE_CLIP)
-        torch[f"grad.{ours}"] = gradient
-    return paddle, torch
+        return [(_read(path + ".paddle.npz"), _with_our_gradients(_read(path + ".torch.npz"))) for path in paths]
+
+
+def _read(path):
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def _with_our_gradients(outputs):
+    """PyTorch's outputs with the gradients under our names and in our layout."""
+    for name in [name for name in outputs if name.startswith("grad.")]:
+        ours, gradient = dialects.to_paddle(name[len("grad.") :], outputs.pop(name), dialects.CHINESE_CLIP)
+        outputs[f"grad.{ours}"] = gradient
+    return outputs
 
 
 def _side(command, folder, name, **job):
-    job["outputs"] = os.path.join(folder, f"{name}.npz")
     path = os.path.join(folder, f"{name}.json")
     with open(path, "w") as file:
         json.dump(job, file)
@@ -137,14 +162,21 @@ def run(path):
     """Paddle's side of `compare`: the counterpart of `reference.run`."""
     import paddle
 
-    import paddle_clip
-
     with open(path) as file:
         job = json.load(file)
     paddle.set_device(job["device"])
-    inputs = np.load(job["inputs"])
-    model, _ = paddle_clip.load(job["checkpoint"], job["dtype"])
-    if job["train"]:
+    for each in job["runs"]:
+        np.savez(each["inputs"] + ".paddle", **_outputs(job, each))  # which makes one array after the other
+
+
+def _outputs(job, run):
+    import paddle
+
+    import paddle_clip
+
+    inputs = np.load(run["inputs"] + ".npz")
+    model, _ = paddle_clip.load(job["checkpoint"], run["dtype"])
+    if run["train"]:
         model.train()
     outputs = {}
 
@@ -155,26 +187,26 @@ def run(path):
         return hook
 
     layers = dict(model.named_sublayers())
-    for name in job["stages"]:
+    for name in run["stages"]:
         layers[name].register_forward_post_hook(keep(name))
-    images, tokens = paddle.to_tensor(inputs["images"]).astype(job["dtype"]), paddle.to_tensor(inputs["tokens"])
+    images, tokens = paddle.to_tensor(inputs["images"]).astype(run["dtype"]), paddle.to_tensor(inputs["tokens"])
     for name, parameter in model.named_parameters():
-        parameter.stop_gradient = not has_gradient(job, name)
+        parameter.stop_gradient = not has_gradient(run, name)
     outputs["logits_per_image"], outputs["logits_per_text"] = model(images, tokens)
-    if not job["train"]:
+    if not run["train"]:
         with paddle.no_grad():
             outputs["image_features"] = model.encode_image(images)
             outputs["text_features"] = model.encode_text(tokens, trim=False)  # untrimmed, as PyTorch's blocks take it
-    if job["gradients"]:
+    if run["gradients"]:
         labels = paddle.arange(len(images))
         cross_entropy = paddle.nn.functional.cross_entropy
         loss = cross_entropy(outputs["logits_per_image"], labels) + cross_entropy(outputs["logits_per_text"], labels)
         (loss / 2).backward()
-        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if has_gradient(job, name)}
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if has_gradient(run, name)}
         outputs.update({f"grad.{name}": gradient for name, gradient in gradients.items()})
-    if job["digests"]:
+    if run["digests"]:
         outputs.update(_digests(model))
-    np.savez(job["outputs"], **outputs)  # which makes one array after the other
+    return outputs
 
 
 def _digests(model):
@@ -192,9 +224,9 @@ def _digests(model):
     return digests
 
 
-def has_gradient(job, name):
-    """Whether a job asks for the gradient of the parameter of this name, ours or the publisher's."""
-    return job["gradients"] is not None and re.match(job["gradients"], name) is not None
+def has_gradient(run, name):
+    """Whether a run asks for the gradient of the parameter of this name, ours or the publisher's."""
+    return run["gradients"] is not None and re.match(run["gradients"], name) is not None
 
 
 def difference(ours, theirs):
@@ -263,18 +295,20 @@ def measure(checkpoint, converted=None, activation=None, device="cpu", show_stag
             dtype = "float32" if published else "keep"
             convert(checkpoint, converted, dtype, config.activation, heads=config.vision_heads)
             failures += _there_and_back(model, checkpoint, converted, "published" if published else "keep")
+        names = stages(config) if show_stages else ()
         # Eight rows give 64 logits: the ratio of the largest errors of 16 was 0.8, 1.3 or 2.3 by luck.
-        for kind, inputs in (("ones", ones_inputs(config)), ("random", random_inputs(config, batch=8))):
-            names = stages(config) if show_stages else ()
-            ours, truth = compare(checkpoint, converted, inputs, "float64", names, device=device)
-            _row(f"{model}, {kind}, float64", ours, truth, OUTPUTS)
+        inputs = {"ones": ones_inputs(config), "random": random_inputs(config, batch=8)}
+        double = [Run(each, "float64", names) for each in inputs.values()]
+        single = [Run(each, "float32", digests=kind == "ones") for kind, each in inputs.items()]
+        results = compare(checkpoint, converted, *double, *single, device=device)
+        for kind, (ours64, truth), (ours, theirs) in zip(inputs, results[:2], results[2:]):
+            _row(f"{model}, {kind}, float64", ours64, truth, OUTPUTS)
             for name in names:
-                _row(f"  {name}", ours, truth, [name])
+                _row(f"  {name}", ours64, truth, [name])
             for name in (*names, *OUTPUTS):
-                relative = difference(ours[name], truth[name])[1]
+                relative = difference(ours64[name], truth[name])[1]
                 if not relative <= FLOAT64_BOUND:  # a NaN fails
                     failures.append(f"{model}, {kind}: {name} differs by {relative:.1e} in float64 > {FLOAT64_BOUND}")
-            ours, theirs = compare(checkpoint, converted, inputs, "float32", device=device, digests=kind == "ones")
             if kind == "ones":
                 failures += _compare_digests(model, ours, theirs)
             _row(f"{model}, {kind}, float32", ours, theirs, OUTPUTS)
@@ -314,7 +348,8 @@ def _compare_gradients(model, checkpoint, converted, config, device):
     """Prints the largest difference of each tower's gradients, one tower after the other for the sake of memory."""
     inputs, failures = random_inputs(config), []
     for tower, pattern in (("image tower", "visual"), ("text tower", "(?!visual)")):
-        ours, theirs = compare(checkpoint, converted, inputs, "float64", gradients=pattern, device=device)
+        run = Run(inputs, "float64", gradients=pattern)
+        [(ours, theirs)] = compare(checkpoint, converted, run, device=device)
         worst, name = gradient_difference(ours, theirs)
         count = sum(output.startswith("grad.") for output in theirs)
         print(f"{f'{model}, {tower}, {count} gradients':<68} | {'':>12} | {worst:>12.1e}", flush=True)

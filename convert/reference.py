@@ -262,16 +262,22 @@ def load(path, dtype="float32", activation="quickgelu", heads=None):
     return model
 
 
-def run(job):
-    """Writes the outputs of OpenAI's model and of the modules named in a job, tokens batch first.
+def run(path):
+    """PyTorch's side of `parity.compare`: the outputs of the publisher's model and of the modules named in each run.
 
     Args:
-        job: path of the .json file that `parity.compare` writes.
+        path: of the .json file that `parity.compare` writes.
     """
-    with open(job) as file:
+    with open(path) as file:
         job = json.load(file)
-    inputs = np.load(job["inputs"])
-    model = load(job["checkpoint"], job["dtype"], job["activation"], job["heads"]).train(job["train"])
+    for each in job["runs"]:
+        np.savez(each["inputs"] + ".torch", **_outputs(job, each))
+
+
+def _outputs(job, run):
+    """{name: array}, tokens batch first."""
+    inputs = np.load(run["inputs"] + ".npz")
+    model = load(job["checkpoint"], run["dtype"], job["activation"], job["heads"]).train(run["train"])
     outputs = {}
 
     def keep(name):
@@ -281,28 +287,28 @@ def run(job):
         return hook
 
     modules = dict(model.named_modules())
-    for name in job["stages"]:
+    for name in run["stages"]:
         modules[name].register_forward_hook(keep(name))
-    images = torch.from_numpy(inputs["images"]).to(getattr(torch, job["dtype"]))
+    images = torch.from_numpy(inputs["images"]).to(getattr(torch, run["dtype"]))
     tokens = torch.from_numpy(inputs["tokens"])
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(has_gradient(job, name))
+        parameter.requires_grad_(has_gradient(run, name))
     outputs["logits_per_image"], outputs["logits_per_text"] = logits(model, images, tokens)
-    if not job["train"]:  # running the towers twice would update the batch norms twice
+    if not run["train"]:  # running the towers twice would update the batch norms twice
         with torch.no_grad():
             outputs["image_features"], outputs["text_features"] = model.encode_image(images), model.encode_text(tokens)
-    if job["gradients"]:
+    if run["gradients"]:
         labels = torch.arange(len(images))
         cross_entropy = torch.nn.functional.cross_entropy
         loss = cross_entropy(outputs["logits_per_image"], labels) + cross_entropy(outputs["logits_per_text"], labels)
         (loss / 2).backward()
-        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if has_gradient(job, name)}
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if has_gradient(run, name)}
         outputs.update({f"grad.{name}": gradient for name, gradient in gradients.items()})
-    if job["digests"]:
+    if run["digests"]:
         for name, tensor in model.state_dict().items():
             if not name.endswith("num_batches_tracked"):
                 outputs[f"digest.{name}"] = torch.tensor(digest(tensor.numpy()))
-    np.savez(job["outputs"], **{name: output.detach().numpy() for name, output in outputs.items()})
+    return {name: output.detach().numpy() for name, output in outputs.items()}
 
 
 def logits(model, images, tokens):

@@ -80,9 +80,8 @@ def test_each_stage_is_cn_clips(files, tmp_path, kind):
     assert report.config == config
     assert report.preprocessing == Preprocessing(resize_mode="squash")
     names = parity.stages(config)
-    ours, truth = parity.compare(
-        str(files / f"{kind}.pt"), str(converted), parity.random_inputs(config), "float64", names, gradients=".*"
-    )
+    run = parity.Run(parity.random_inputs(config), "float64", names, gradients=".*")
+    [(ours, truth)] = parity.compare(str(files / f"{kind}.pt"), str(converted), run)
     gradients = {f"grad.{name}" for name, _ in presets.build(config).named_parameters()}
     assert ours.keys() == truth.keys() == {*names, *parity.OUTPUTS, *gradients}
     worst, name = parity.gradient_difference(ours, truth)
@@ -94,8 +93,8 @@ def test_each_stage_is_cn_clips(files, tmp_path, kind):
 
 def test_other_heads_and_mlps_are_open_clips(files, tmp_path):
     convert(files / "wide.pt", tmp_path / "x.pdparams", activation="gelu", heads=5)
-    inputs = parity.random_inputs(OTHERS["wide"])
-    ours, truth = parity.compare(str(files / "wide.pt"), str(tmp_path / "x.pdparams"), inputs, "float64")
+    run = parity.Run(parity.random_inputs(OTHERS["wide"]), "float64")
+    [(ours, truth)] = parity.compare(str(files / "wide.pt"), str(tmp_path / "x.pdparams"), run)
     for name in parity.OUTPUTS:
         assert parity.difference(ours[name], truth[name])[1] <= parity.FLOAT64_BOUND, name
 

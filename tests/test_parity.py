@@ -40,7 +40,7 @@ def test_float64_stage_by_stage(pairs, variant, device):
     config = VARIANTS[variant]
     names = parity.stages(config)
     inputs = parity.random_inputs(config)
-    ours, theirs = parity.compare(*pairs(variant), inputs, "float64", names, device=device)
+    [(ours, theirs)] = parity.compare(*pairs(variant), parity.Run(inputs, "float64", names), device=device)
     assert ours.keys() == theirs.keys() == {*names, *parity.OUTPUTS}
     for name, array in theirs.items():
         assert array.dtype == ours[name].dtype == np.float64
@@ -53,8 +53,8 @@ def test_float64_stage_by_stage(pairs, variant, device):
 def test_float32_rounds_like_pytorch(pairs, variant, device):
     config = VARIANTS[variant]
     inputs = parity.random_inputs(config, batch=8)
-    _, truth = parity.compare(*pairs(variant), inputs, "float64")
-    ours, theirs = parity.compare(*pairs(variant), inputs, "float32", device=device)
+    runs = parity.Run(inputs, "float64"), parity.Run(inputs, "float32")
+    (_, truth), (ours, theirs) = parity.compare(*pairs(variant), *runs, device=device)
     for name in parity.OUTPUTS:
         assert ours[name].dtype == np.float32
         assert parity.error_ratio([ours[name]], [theirs[name]], [truth[name]]) <= parity.FLOAT32_RATIO, name
@@ -65,7 +65,8 @@ def test_float32_rounds_like_pytorch(pairs, variant, device):
 def test_gradients_of_every_parameter(pairs, variant, device, train):
     config = VARIANTS[variant]
     inputs = parity.random_inputs(config)
-    ours, theirs = parity.compare(*pairs(variant), inputs, "float64", gradients=".*", train=train, device=device)
+    run = parity.Run(inputs, "float64", gradients=".*", train=train)
+    [(ours, theirs)] = parity.compare(*pairs(variant), run, device=device)
     names = {f"grad.{name}" for name, _ in presets.build(config).named_parameters()}
     assert names == {name for name in ours if name.startswith("grad.")}
     assert ours.keys() == theirs.keys()
