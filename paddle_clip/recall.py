@@ -91,15 +91,25 @@ def recalls(images: np.ndarray, texts: np.ndarray, image_of: np.ndarray) -> tupl
 
     An image counts as found by its best caption, however many it has. Of equal similarities the wrong ones come first.
     """
-    of_images = image_of[None] == np.arange(len(images))[:, None]  # [N, M], whether they belong together
-    return _shares(_places(images, texts, of_images)), _shares(_places(texts, images, of_images.T))
+    own = np.arange(len(images))
+    return _shares(_places(images, texts, own, image_of)), _shares(_places(texts, images, image_of, own))
 
 
-def _places(queries: np.ndarray, items: np.ndarray, belongs: np.ndarray) -> np.ndarray:
-    """The number of wrong items before the first right one of each query: [Q, E], [I, E], [Q, I] -> [Q]."""
+def _places(queries: np.ndarray, items: np.ndarray, of_query: np.ndarray, of_item: np.ndarray) -> np.ndarray:
+    """The number of wrong items before the first right one of each query, which is of the same image.
+
+    Args:
+        queries: [Q, E].
+        items: [I, E].
+        of_query: the image of each query, [Q].
+        of_item: the image of each item, [I].
+
+    Returns:
+        [Q].
+    """
     places = []
     for first in range(0, len(queries), _ROWS):
-        right = belongs[first : first + _ROWS]  # [R, I]
+        right = of_query[first : first + _ROWS, None] == of_item  # [R, I]
         scores = queries[first : first + _ROWS] @ items.T  # [R, I]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)  # [R, 1]
         places.append(((scores >= best) & ~right).sum(axis=1))

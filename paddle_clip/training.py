@@ -20,6 +20,7 @@ from .adapting import TOWERS, adapted, frozen_names, frozen_tower, merged_state,
 from .checkpoints import files
 from .checkpoints.conversion import save, save_weights
 from .checkpoints.files import StrPath
+from .checkpoints.writing import require_output
 from .checks import unwrapped
 from .defaults import ACCUMULATE, BATCH_SIZE, EPOCHS, LEARNING_RATE, SEED, WARMUP, WEIGHT_DECAY
 from .distributed import Ranks, join, slice_of
@@ -312,7 +313,12 @@ class _Training:
                 if validation and not within:
                     self._agree()
                     all_pairs = pairs_of_rank * ranks.count
-                    found = measured(self.model, preprocess, validation, batch_size, workers, all_pairs, ranks)
+                    try:
+                        found = measured(self.model, preprocess, validation, batch_size, workers, all_pairs, ranks)
+                    except Exception:  # such as a damaged picture; the epoch need not be trained again
+                        if self.checkpoint:
+                            ranks.first(self.save)
+                        raise
                     self._keep_if_best(found.loss)
                 if self.checkpoint and (self.step == steps or self.step % (save_every or steps_of_epoch) == 0):
                     ranks.first(self.save)
@@ -586,7 +592,7 @@ def _require_sound(
 def _require_free(output: Optional[StrPath], checkpoint: Optional[str], resume: bool) -> None:
     """Raises unless the output can be written, and no checkpoint lies there that nobody asks for."""
     if output:
-        files.require_place(output)
+        require_output(output)
     if checkpoint and os.path.exists(checkpoint) and not resume:
         raise ValueError(
             f"{checkpoint} is of an unfinished training: give resume=True to continue, or delete the file to start anew"

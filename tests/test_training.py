@@ -533,9 +533,26 @@ def test_the_model_must_be_float32(model, pairs):
 
 
 def test_an_output_that_cannot_be_is_refused_before_the_training(model, pairs, tmp_path):
-    for output, error in ((tmp_path / "none" / "x.pdparams", FileNotFoundError), (tmp_path, ValueError)):
-        with pytest.raises(error, match=r"the output .* does not exist|is not a file"):
+    (tmp_path / "folder.pt").mkdir()
+    for name, error, message in (
+        ("none/x.pdparams", FileNotFoundError, "the folder of the output .* does not exist"),
+        ("folder.pt", ValueError, "is not a file"),
+        ("x.ckpt", CheckpointError, r"x.ckpt; choose a name that ends with \.pdparams"),
+    ):
+        output = tmp_path / name
+        with pytest.raises(error, match=message):
             finetune(model, pairs, output, batch_size=4, on_step=lambda step: pytest.fail("it trained"))
+
+
+def test_a_damaged_picture_of_the_validation_costs_no_epoch(model, pairs, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"not an image")
+    arguments = {"output": tmp_path / "x.pdparams", "batch_size": 7, "epochs": 2, "resume": True}
+    arguments["validation"] = [*pairs[:3], (str(tmp_path / "x.png"), "broken")]
+    with pytest.raises(ValueError, match=r"x.png as an image"):
+        finetune(model, pairs, **arguments)
+    Image.fromarray(pairs[0][0]).save(tmp_path / "x.png")
+    steps = finetune(model, pairs, **arguments)
+    assert (steps[0].step, steps[-1].epoch) == (len(pairs) // 7 + 1, 2)
 
 
 def test_names_that_are_no_text(model, pairs, tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import CheckpointError, listed
 from .casting import SAFETENSORS_DTYPES, TORCH_DTYPES, Widener, cast, result_dtype
-from .files import Checkpoint, StrPath, crc32, crc32_of_array, replacing, write_at
+from .files import Checkpoint, StrPath, crc32, crc32_of_array, replacing, require_place, write_at
 from .reading import read
 
 _RELEASE_OVER = 1 << 20  # bytes of a tensor whose pages are released once it is read
@@ -44,6 +44,19 @@ Piece = Union[bytes, str]  # a piece of a file: bytes, or the name of the tensor
 def no_progress(names: Iterable[str], total: int) -> Iterable[str]:
     """A progress bar that shows nothing."""
     return names
+
+
+def require_output(path: StrPath) -> None:
+    """Raises what `write` would for a file it cannot write, before any work is done."""
+    _form_of(os.fspath(path))
+    require_place(path)
+
+
+def _form_of(path: str) -> "_Form":
+    form = _FORMS.get(os.path.splitext(path)[1])
+    if form is None:
+        raise CheckpointError(f"the output is {path}; choose a name that ends with {_listed(list(_FORMS))}")
+    return form
 
 
 def write(
@@ -74,9 +87,7 @@ def write(
         OSError: if the disk is full or the folder cannot be written.
     """
     path = os.fspath(path)
-    form = _FORMS.get(os.path.splitext(path)[1])
-    if form is None:
-        raise CheckpointError(f"the output is {path}; choose a name that ends with {_listed(list(_FORMS))}")
+    form = _form_of(path)
     tensors = {
         name: _Tensor(result_dtype(array.dtype, dtype_of(name)), tuple(array.shape)) for name, array in arrays.items()
     }
@@ -307,4 +318,5 @@ def _zip(entries: Sequence[tuple[str, Piece]], tensors: Tensors, checksums: Chec
     return [*pieces, directory + b"PK\5\6" + end]
 
 
-_FORMS = {".pdparams": _pickle, ".safetensors": _safetensors, ".pt": _torch}
+_Form = Callable[[Tensors, Checksums, dict[str, str]], list[Piece]]
+_FORMS: dict[str, _Form] = {".pdparams": _pickle, ".safetensors": _safetensors, ".pt": _torch}

@@ -144,14 +144,14 @@ def _random_model(arguments: argparse.Namespace) -> "tuple[CLIP, ImageTransform]
 
 def finetune(arguments: argparse.Namespace) -> None:
     """Trains a model and prints the loss."""
-    from ..checkpoints.files import require_place
+    from ..checkpoints.writing import require_output
     from ..pairs import read_pairs
 
     columns = (arguments.template, arguments.image_column, arguments.caption_column)
     sources = arguments.pairs
     pairs = read_pairs(sources[0] if len(sources) == 1 else sources, *columns)
     validation = read_pairs(arguments.validation, *columns) if arguments.validation else None
-    require_place(arguments.output)
+    require_output(arguments.output)
     model, preprocess = _random_model(arguments) if arguments.from_scratch else load_model(arguments)
 
     from tqdm import tqdm
