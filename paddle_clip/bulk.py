@@ -10,6 +10,7 @@ import fnmatch
 import functools
 import glob
 import io
+import itertools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+from urllib.parse import unquote
 
 from .checkpoints.files import StrPath, expanded
 from .defaults import BATCH_SIZE
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 FILES_IN_A_PART = 4096
 _REACHED_WITHIN = 10  # seconds
+_NO_PART = {"part": 0, "parts": 1, "names": []}  # for which the model is loaded and compared
 _WAY_OUT = "choose another output"
 _SHARDS_AND_IMAGES = (EXTENSION, *EXTENSIONS)
 
@@ -83,7 +86,8 @@ def embed_on_ray(
 ) -> Embedded:
     """Computes the features of images on a Ray cluster, as `embed` does on one machine.
 
-    Run again, it makes the parts that are missing. `load_features` reads a part, and `merge` makes one file of all.
+    Run again with the same model, it makes the parts that are missing. `load_features` reads a part, and `merge` makes
+    one file of all.
 
     Args:
         load: function that returns a model and its preprocessing, called once in each actor as `load(threads=…)`; such
@@ -114,31 +118,36 @@ def embed_on_ray(
     parts = _parts(names, batch_size)
     described = {"images": digest(names), "count": len(names), "batch_size": batch_size, "normalize": normalize}
     missing, earlier = _missing(target, len(parts), described)
-    rows = [{"part": part, "parts": len(parts), "names": parts[part]} for part in missing]
+    rows = [{"part": part, "parts": len(parts), "names": parts[part]} for part in missing] or [_NO_PART]
     settings = {"batch_size": batch_size, "on_error": on_error, "normalize": normalize, "workers": threads}
     worker = (load, threads, place, target, described, earlier, settings)
     images = damaged = 0
-    with _cluster(address) as ray, progress_bar(progress, total=len(parts), initial=len(parts) - len(rows)) as bar:
-        if rows:
-            count = max(1, min(actors or _most_actors(ray.cluster_resources(), threads, gpus), len(rows)))
-            done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                _Worker,
-                fn_constructor_args=worker,
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=count),
-                num_cpus=threads,
-                num_gpus=gpus,
-            )
-            for row in done.iter_rows():
-                if row["error"]:
-                    raise ValueError(row["error"])
-                images, damaged = images + row["images"], damaged + row["damaged"]
-                bar.update(1)
-    return Embedded(os.fspath(output), len(parts), len(rows), images, damaged)
+    with _cluster(address) as ray, progress_bar(progress, total=len(parts), initial=len(parts) - len(missing)) as bar:
+        count = min(actors or _most_actors(ray.cluster_resources(), threads, gpus), len(rows))
+        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Worker,
+            fn_constructor_args=worker,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=count),
+            num_cpus=threads,
+            num_gpus=gpus,
+        )
+        for row in done.iter_rows():
+            if row["error"]:
+                raise ValueError(row["error"])
+            images, damaged = images + row["images"], damaged + row["damaged"]
+            bar.update(len(missing) > 0)
+    return Embedded(os.fspath(output), len(parts), len(missing), images, damaged)
 
 
 def _most_actors(resources: Mapping[str, float], threads: int, gpus: float) -> int:
-    return int(resources.get("GPU", 0) / gpus if gpus else resources["CPU"] / threads)
+    """As many as the cluster has room for; Ray would wait for ever for what it has not."""
+    there = [resources.get("CPU", 0) / threads, *([resources.get("GPU", 0) / gpus] if gpus else [])]
+    if min(there) < 1:
+        found = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+        needs = f"{threads} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        raise ValueError(f"an actor takes {needs}, and the cluster has {found}: take fewer, or give actors=…")
+    return int(min(there))
 
 
 class _Worker:
@@ -171,7 +180,9 @@ class _Worker:
         name = shard_name("part.parquet", int(rows["part"][0]), int(rows["parts"][0]))
         images, damaged, error = 0, 0, ""
         try:
-            images, damaged = self._embed([str(name) for name in rows["names"][0]], name)
+            sources = [str(name) for name in rows["names"][0]]
+            if self.model and sources:  # without sources the model is compared alone
+                images, damaged = self._embed(sources, name)
         except (ArithmeticError, ImportError, OSError, RuntimeError, ValueError) as failure:
             error = str(failure) or type(failure).__name__
         return {"images": [images], "damaged": [damaged], "error": [error]}
@@ -277,22 +288,29 @@ def _listed_uri(uri: str) -> tuple[Place, list[str]]:
     """The files of a URI: those in a folder, those that fit a pattern, or the one."""
     from pyarrow import fs
 
-    folder = uri[: uri.index("*")].rpartition("/")[0] if "*" in uri else uri.rstrip("/")
-    files, root = fs.FileSystem.from_uri(folder)
-    scheme = folder[: len(folder) - len(root)]
+    address, mark, query = uri.partition("?")  # such as ?region=eu-west-1
+    folder = address[: address.index("*")].rpartition("/")[0] if "*" in address else address.rstrip("/")
+    files, root = fs.FileSystem.from_uri(folder + mark + query)
+    address, folder = unquote(address), unquote(folder)
+    scheme = folder.removesuffix(root)
     if files.get_file_info(root).type == fs.FileType.File:
-        return Place(files, scheme, ""), [uri]
+        return Place(files, scheme, ""), [folder]
     found = files.get_file_info(fs.FileSelector(root, recursive=True))
     names = sorted(scheme + info.path for info in found if info.is_file)
-    fitting = [name for name in names if fnmatch.fnmatchcase(name, uri)] if "*" in uri else names
+    fitting = [name for name in names if fnmatch.fnmatchcase(name, address)] if "*" in address else names
     images = [name for name in fitting if name.lower().endswith(EXTENSIONS)]
     return Place(files, scheme, ""), images or [name for name in fitting if name.endswith(EXTENSION)]
 
 
 def _parts(names: list[str], batch_size: int) -> list[list[str]]:
     """The names of each part: a shard, or files in whole batches, so that batches are those of `embed`."""
-    size = 1 if names[0].endswith(EXTENSION) else max(1, FILES_IN_A_PART // batch_size) * batch_size
-    return [names[first : first + size] for first in range(0, len(names), size)]
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}; it must be a whole number, at least 1")
+    parts: list[list[str]] = []
+    for is_shard, group in itertools.groupby(names, lambda name: name.endswith(EXTENSION)):
+        found, size = list(group), 1 if is_shard else max(1, FILES_IN_A_PART // batch_size) * batch_size
+        parts += [found[first : first + size] for first in range(0, len(found), size)]
+    return parts
 
 
 def _missing(target: Place, parts: int, described: Run) -> tuple[list[int], Optional[Run]]:

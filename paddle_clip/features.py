@@ -405,7 +405,7 @@ def require_same_run(old: Run, new: Run, output: str, way_out: str) -> None:
         reasons.append("another model or preprocessing")
     if reasons:
         raise ValueError(
-            f"an earlier run for {output} was interrupted, and differs from this one: {'; '.join(reasons)}. "
+            f"an earlier run for {output} differs from this one: {'; '.join(reasons)}. "
             f"Repeat its arguments to continue it, or {way_out}"
         )
 

@@ -215,6 +215,36 @@ def test_parts_are_whole_batches(monkeypatch):
     assert [len(part) for part in bulk._parts(names, 4)] == [8, 8, 4]
     assert [len(part) for part in bulk._parts(names, 16)] == [16, 4]
     assert bulk._parts(["a.tar", "b.tar"], 4) == [["a.tar"], ["b.tar"]]
+    assert bulk._parts(["1.png", "2.png", "a.tar", "b.tar", "3.png"], 4) == [
+        ["1.png", "2.png"],
+        ["a.tar"],
+        ["b.tar"],
+        ["3.png"],
+    ]
+
+
+def test_an_actor_that_has_no_room_is_refused():
+    """Ray would wait for ever."""
+    assert bulk._most_actors({"CPU": 8.0}, 3, 0) == 2
+    assert bulk._most_actors({"CPU": 8.0, "GPU": 2.0}, 1, 0.5) == 4
+    for resources, threads, gpus in (({"CPU": 8.0}, 9, 0), ({"CPU": 8.0}, 1, 1), ({}, 1, 0)):
+        with pytest.raises(ValueError, match=r"an actor takes .*, and the cluster has"):
+            bulk._most_actors(resources, threads, gpus)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        embed_on_ray(small_model_of, samples(), "none", batch_size=0)
+
+
+@needs_ray
+def test_a_uri_with_a_query_or_escapes(tmp_path):
+    (tmp_path / "two words").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "two words" / name).write_bytes(picture(0))
+    address = f"file://{tmp_path}/two%20words"
+    expected = [f"file://{tmp_path}/two words/{n}.png" for n in (1, 2)]
+    for uri, names in ((address, expected), (f"{address}/*.png", expected), (f"{address}/2.png", expected[1:])):
+        place, found = bulk._sources(uri)
+        assert found == names
+        assert all(os.path.isfile(place.path_of(name)) for name in found)
 
 
 @needs_ray
@@ -281,6 +311,8 @@ def test_shards_by_their_uri(on_ray, folder, tmp_path):
         on_ray(folder / "shards")
     with pytest.raises(ValueError, match="normalize True then, False now"):
         on_ray(source, normalize=False)
+    assert on_ray(source).made == 1
+    assert on_ray(source).made == 0
     with pytest.raises(ValueError, match=r"another model or preprocessing. .*choose another output"):
         quietly(embed_on_ray, load_another, source, on_ray.output)
 
