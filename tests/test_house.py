@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,8 @@ def test_scripts_take_from_each_other_what_is_there(path):
             taken |= {(node.module, alias.name) for alias in node.names}
     for module, name in taken:
         assert name in names_in(SCRIPTS[module]), f"{module}.{name}"
+
+
+def test_contributing_lists_every_file():
+    listed = set(re.findall(r"^ *(\S+\.py) ", Path(ROOT, "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {path.name for path in FILES} - {"__init__.py", "__main__.py"} <= listed
