@@ -19,10 +19,13 @@ from .checkpoints.dialects import from_checkpoint
 from .checkpoints.files import StrPath, sha256
 from .checkpoints.reading import read, shards
 from .checkpoints.settings import FILES
+from .defaults import BATCH_SIZE
 from .engines import Predictor, require_engine
 from .errors import CheckpointError
 from .extras import makes_openvino, version_of
 from .hub import CacheError, cache_folder, find, load, locked
+from .images import batches
+from .shards import Picture
 from .transforms import ImageTransform
 from .translation import MOST_BYTES, too_large
 
@@ -148,18 +151,18 @@ def _place(cache_dir: Optional[StrPath]) -> str:
     return os.path.join(cache_folder(cache_dir), "compiled")
 
 
-def _spread(paths: Sequence[StrPath]) -> list[str]:
+def _spread(paths: Sequence[Any]) -> Sequence[Any]:
     """At most 300 of some pictures, spread evenly, to quantise by."""
     if len(paths) < FEWEST_PICTURES:
         raise ValueError(
             f"int8 is quantised by pictures, and calibration has {len(paths)}; give {FEWEST_PICTURES} or more of the "
             "kind the model will see, or use precision='float32'"
         )
-    return [os.fspath(path) for path in paths[:: -(-len(paths) // MOST_PICTURES)]]
+    return paths[:: -(-len(paths) // MOST_PICTURES)]
 
 
 def _folder(
-    path: str, engine: str, cache_dir: Optional[StrPath], settings: dict[str, Any], pictures: Sequence[str] = ()
+    path: str, engine: str, cache_dir: Optional[StrPath], settings: dict[str, Any], pictures: Sequence[Any] = ()
 ) -> str:
     """Where the form of a checkpoint is kept; all that it depends on is in the name."""
     beside = (os.path.join(os.path.dirname(path), name) for name in FILES)
@@ -168,7 +171,7 @@ def _folder(
         "settings": [sha256(file) for file in beside if os.path.isfile(file)],
         "asked": sorted(item for item in settings.items() if item[1] is not None),
         "engine": engine,
-        "pictures": [(picture, os.stat(picture).st_size, os.stat(picture).st_mtime_ns) for picture in pictures],
+        "pictures": [_identity(picture) for picture in pictures],
         "versions": [__version__, *(version_of(name) for name in ("paddlepaddle", "paddlepaddle-gpu", "openvino"))],
     }
     described = json.dumps(depends_on, default=lambda number: number.item())  # numpy's
@@ -177,12 +180,29 @@ def _folder(
     return os.path.join(_place(cache_dir), f"{stem}-{engine}-{digest}")
 
 
-def _make(path: str, folder: str, engine: str, settings: dict[str, Any], pictures: Sequence[str]) -> None:
+def _identity(picture: Any) -> tuple[str, int, int]:
+    """The path of a picture, and the size and time of its file or of the shard it is in."""
+    state = os.stat(picture.shard if isinstance(picture, Picture) else picture)
+    return str(picture), state.st_size, state.st_mtime_ns
+
+
+def _make(path: str, folder: str, engine: str, settings: dict[str, Any], pictures: Sequence[Any]) -> None:
     from .deploy import export  # here, as it takes Paddle
 
     model, preprocess = load(path, **settings)
-    calibration = np.stack([preprocess.array(picture) for picture in pictures]) if pictures else None
+    calibration = _pixels(preprocess, pictures) if pictures else None
     export(model, folder, openvino=engine == "openvino", calibration=calibration)
+
+
+def _pixels(preprocess: ImageTransform, pictures: Sequence[Any]) -> np.ndarray:
+    """Those of the pictures that can be read, [N, 3, R, R]; whoever encodes them tells of the others."""
+    parts = [batch.pixels for batch in batches(preprocess, pictures, pictures, BATCH_SIZE, on_error="skip")]
+    pixels = np.concatenate([part for part in parts if len(part)] or [np.empty([0])])
+    if len(pixels) < FEWEST_PICTURES:
+        raise ValueError(
+            f"int8 takes {FEWEST_PICTURES} pictures or more, and of {len(pictures)} only {len(pixels)} can be read"
+        )
+    return pixels
 
 
 def _opened(folder: str, engine: str, precision: str, threads: Optional[int]) -> tuple[Predictor, ImageTransform]:

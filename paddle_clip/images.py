@@ -130,11 +130,13 @@ def as_images(images: Any) -> tuple[list[Name], Any]:
 
 
 def is_one_image(images: Any) -> bool:
-    """Whether what `classify` takes is one image: a path, a picture, or an array or Tensor of one."""
+    """Whether what `classify` takes is one image: the path of a file, a picture, or an array or Tensor of one."""
+    if isinstance(images, (str, os.PathLike)):
+        return not (_names_shards(images) or os.path.isdir(expanded(images)))
     if is_tensor(images) or isinstance(images, np.ndarray):
         return _is_one_array(images)
     several = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
-    return isinstance(images, (str, os.PathLike)) or is_picture(images) or not several
+    return is_picture(images) or not several
 
 
 def _is_one_array(images: Any) -> bool:

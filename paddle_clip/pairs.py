@@ -62,11 +62,13 @@ def read_pairs(
         OSError: if a file or folder cannot be read.
         ImportError: if a `.parquet` file is given and pyarrow is missing.
     """
-    shards = shards_at(path)
-    if shards:
-        return ShardPairs(shards)
     if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"several sources of pairs are tar shards; found {', '.join(map(str, path))}")
+        others = [str(part) for part in path if not shards_at(part)]
+        if others:
+            raise ValueError(f"several sources of pairs are tar shards or folders of them; found {', '.join(others)}")
+    shards = shards_at(path)
+    if shards or not isinstance(path, (str, os.PathLike)):
+        return ShardPairs(shards)
     path = expanded(path)
     pairs = (
         _pairs_of_folder(path, template) if os.path.isdir(path) else _pairs_of_table(path, image_column, caption_column)

@@ -119,6 +119,7 @@ def linear_probe(
 
     features, labels = np.asarray(features), np.asarray(labels)
     _require_sound(features, labels)
+    require_classes(labels, C is None and isinstance(validation, (int, float)))
     if C is None:
         if isinstance(validation, (int, float)):
             train, held_out = _hold_out(features, labels, validation, seed)
@@ -138,21 +139,30 @@ def _require_sound(features: np.ndarray, labels: np.ndarray) -> None:
         )
     if not len(labels):
         raise ValueError("there are no features")
-    if (labels == labels[0]).all():
-        raise ValueError(f"the labels are all {labels.tolist()[0]!r}: a probe needs at least two classes")
+
+
+def require_classes(labels: Any, holds_out: bool) -> None:
+    """Raises ValueError for labels that no probe is fitted to, which can be seen before there are features.
+
+    Args:
+        labels: N strings or whole numbers, N at least 1.
+        holds_out: whether some are held out to choose C.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) == 1:
+        raise ValueError(f"the labels are all {classes.tolist()[0]!r}: a probe needs at least two classes")
+    if holds_out and counts.min() < 2:
+        raise ValueError(
+            f"one image alone has the label {classes.tolist()[counts.argmin()]!r}: none can be held out to "
+            "choose C; give C, or a validation set"
+        )
 
 
 def _hold_out(features: np.ndarray, labels: np.ndarray, share: float, seed: int) -> tuple[tuple[Any, Any], ...]:
     """(features, labels) to fit on and (features, labels) to choose C by, drawn alike from every class."""
     from sklearn.model_selection import train_test_split
 
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < 2:
-        raise ValueError(
-            f"one image alone has the label {classes.tolist()[counts.argmin()]!r}: none can be held out to "
-            "choose C; give C, or a validation set"
-        )
-    count = max(round(share * len(labels)), len(classes))
+    count = max(round(share * len(labels)), len(np.unique(labels)))
     split = train_test_split(features, labels, test_size=count, stratify=labels, random_state=seed)
     return (split[0], split[2]), (split[1], split[3])
 

@@ -94,16 +94,20 @@ def members(file: BinaryIO, shard: str) -> Iterator[Member]:
     """The files in an open shard, in their order, without hidden ones; only headers are read.
 
     Raises:
-        ValueError: if it is no tar, is compressed, or ends early.
+        ValueError: if it is no tar, is compressed or damaged, or ends early.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if member.isfile() and not os.path.basename(member.name).startswith("."):
                     yield Member(member.name, member.offset_data, member.size)
-            file.seek(archive.offset)  # of the block of zeros that ends every tar: tarfile does not miss it
-            if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            # Blocks of zeros end every tar, of which some writers make one. To tarfile a damaged header is an end too.
+            file.seek(archive.offset)
+            end = file.read(2 * tarfile.BLOCKSIZE)
+            if len(end) < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends early")
+            if any(end):
+                raise tarfile.ReadError(f"there is no header at byte {archive.offset:,}")
     except tarfile.TarError as error:
         raise ValueError(f"{shard} is damaged, or no tar that is uncompressed: {error}") from None
 

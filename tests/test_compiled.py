@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+from test_shards import write_shard
 
 import paddle_clip
 from paddle_clip import cli, compiled, deploy, presets, translation
 from paddle_clip.cli import shared
+from paddle_clip.images import pictures_of
 
 SMALL = presets.CLIPConfig(8, 32, 1, 64, 16, 64, 1, 1)  # of the full vocabulary
 needs_openvino = pytest.mark.skipif(not deploy.PADDLE_3, reason="files for OpenVINO take Paddle 3")
@@ -162,7 +165,12 @@ def test_auto_takes_paddles_layers_where_nothing_can_be_compiled(tmp_path, monke
 def test_what_is_asked_for_stands(monkeypatch):
     for engine in ("eager", "paddle", "openvino"):
         assert chosen(monkeypatch, "--engine", engine, images=10**6, form=True) == engine
-    for options in (["--engine", "paddle", "--dtype", "float64"], ["--engine", "openvino", "--device", "gpu"]):
+    for options in (
+        ["--engine", "paddle", "--dtype", "float64"],
+        ["--engine", "openvino", "--device", "gpu"],
+        ["--precision", "bfloat16", "--device", "gpu"],
+        ["--precision", "int8", "--dtype", "float64"],
+    ):
         with pytest.raises(ValueError, match="compiled forms are for the CPU and float32"):
             chosen(monkeypatch, *options)
     with pytest.raises(ValueError, match="bfloat16 takes a compiled form: leave --engine out"):
@@ -202,6 +210,18 @@ def test_int8_is_quantised_by_the_pictures_at_hand(place, capsys, tmp_path, monk
     exact, _ = paddle_clip.load_compiled(place / "small.pdparams", engine="paddle")
     ours, theirs = (encoder.encode_image(images()) for encoder in (predictor, exact))
     assert 0 < np.abs(ours - theirs).max() < 0.5 * np.abs(theirs).max()
+
+
+def test_pictures_for_int8_may_be_damaged_or_in_shards(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "FEWEST_PICTURES", 8)
+    _, preprocess = paddle_clip.load(place / "small.pdparams")
+    contents = {f"{n}.png": Path(file).read_bytes() for n, file in enumerate(paddle_clip.samples())}
+    pictures = pictures_of(write_shard(tmp_path / "x.tar", {**contents, "broken.png": b"no picture"}))
+    expected = np.stack([preprocess.array(file) for file in paddle_clip.samples()])
+    np.testing.assert_array_equal(compiled._pixels(preprocess, pictures), expected)
+    with pytest.raises(ValueError, match="int8 takes 8 pictures or more, and of 8 only 7 can be read"):
+        compiled._pixels(preprocess, pictures[1:])
+    assert compiled._identity(pictures[0])[0] == f"{tmp_path / 'x.tar'}/0.png"
 
 
 def test_the_pictures_for_int8_are_spread():

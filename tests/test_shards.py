@@ -4,13 +4,15 @@ import io
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import paddle_clip
 from embed_slowly import BATCH_SIZE, small_model
-from paddle_clip import CLIPConfig, embed, finetune, image_transform, presets, read_pairs
+from paddle_clip import CLIPConfig, cli, embed, finetune, image_transform, presets, read_pairs
 from paddle_clip.shards import members_of, shards_of
 
 CONFIG = CLIPConfig(32, 32, 1, 64, 16, 64, 1, 1, 77, 49408)
@@ -139,10 +141,41 @@ def test_shards_that_are_wrong(tmp_path, shards):
         (tmp_path / "x.tar").write_bytes(content)
         with pytest.raises(ValueError, match=r"x.tar is damaged, or no tar that is uncompressed"):
             read_pairs(tmp_path / "x.tar")
+    for damage in (b"\xff", bytes(512)):  # to tarfile such a header is the end
+        start = last.offset - 512
+        (tmp_path / "x.tar").write_bytes(whole[:start] + damage + whole[start + len(damage) :])
+        with pytest.raises(ValueError, match=rf"x.tar is damaged, .*there is no header at byte {start:,}"):
+            read_pairs(tmp_path / "x.tar")
     (tmp_path / "x.tar").write_bytes(whole)
     (tmp_path / "x_stats.json").write_text('{"successes": 6}')
     with pytest.raises(ValueError, match=f"x.tar has {PICTURES} pairs, expected 6: it, or .*x_stats.json, has changed"):
         read_pairs(tmp_path)[0]
+
+
+def test_of_several_sources_none_is_left_out(tmp_path, shards):
+    (tmp_path / "pairs.csv").write_text("image,caption\n")
+    for other in ("pairs.csv", "missing"):
+        with pytest.raises(ValueError, match=rf"several sources .*; found \S*{other}$"):
+            read_pairs([shards, tmp_path / other])
+
+
+def test_classify_takes_shards(tmp_path, capsys):
+    """All pictures of a shard or folder, each with its own labels."""
+    model, preprocess = paddle_clip.load("tiny")
+    files = paddle_clip.samples()[:3]
+    shard = write_shard(tmp_path / "x.tar", {f"{n}.png": Path(file).read_bytes() for n, file in enumerate(files)})
+    labels = ["black cross", "blue triangle", "green heart", "red circle"]
+    expected = paddle_clip.classify(model, preprocess, files, labels)
+    assert [best[0].label for best in expected] == labels[:3]
+    for images in (shard, [shard], os.path.dirname(files[0])):
+        found = paddle_clip.classify(model, preprocess, images, labels)
+        assert [best[0] for best in found[:3]] == [best[0] for best in expected]
+    options = ["--labels", *labels, "--model", "tiny", "--top-k", "1", "--json"]
+    assert cli.main(["classify", str(shard), files[2], *options]) == 0
+    printed = {row["image"]: row["labels"][0]["label"] for row in json.loads(capsys.readouterr().out)}
+    assert printed == {**{f"{shard}/{n}.png": labels[n] for n in range(3)}, files[2]: labels[2]}
+    assert cli.main(["similarity", str(shard), "--model", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == [f"{shard}/{n}.png" for n in range(3)]
 
 
 def test_embed_takes_shards(shards, tmp_path):

@@ -20,10 +20,9 @@ from .shared import (
     add_model,
     add_on_error,
     add_workers,
-    image_paths,
     load_encoder,
+    named_images,
     print_json,
-    require_folder,
 )
 
 if TYPE_CHECKING:
@@ -85,11 +84,8 @@ def embed(arguments: argparse.Namespace) -> None:
         return _embed_on_ray(arguments)
 
     from .. import features
-    from ..images import images_at, shards_at
 
-    images = [
-        image for name in arguments.images for image in (images_at(name) if shards_at(name) else image_paths([name]))
-    ]
+    images = named_images(arguments.images)
     features.require_output(arguments.output)
     model, preprocess = load_encoder(arguments, images)
     found = features.embed(
@@ -135,7 +131,7 @@ def _embed_on_ray(arguments: argparse.Namespace) -> None:
 
     from ..bulk import embed_on_ray
 
-    sources = [path for name in arguments.images for path in (image_paths([name]) if name == SAMPLES else [name])]
+    sources = [path for name in arguments.images for path in (named_images([name]) if name == SAMPLES else [name])]
     options = {name: value for name, value in vars(arguments).items() if name not in ("parser", "run")}
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what becomes of its workers
         done = embed_on_ray(
@@ -220,12 +216,12 @@ def search(arguments: argparse.Namespace) -> None:
 
     rows, paths, _ = features.load_features(arguments.features)
     query: Any = arguments.text
-    found: list[str] = []
+    found: list[Any] = []
     if arguments.image:
-        found = image_paths([arguments.image])
+        found = named_images([arguments.image])
         if len(found) > 1:
             raise ValueError(f"{arguments.image} has {len(found)} images: --image takes one")
-        query = Path(found[0])
+        query = Path(found[0]) if isinstance(found[0], str) else found[0]
     model, preprocess = load_encoder(arguments, found)
     matches = features.search(model, preprocess, rows, paths, query, arguments.top_k)
     if arguments.json:
@@ -261,22 +257,27 @@ def add_probe(commands: "Commands") -> None:
 
 def probe(arguments: argparse.Namespace) -> None:
     """Fits a linear probe and prints its accuracy."""
-    for folder in filter(None, (arguments.train, arguments.test)):
-        require_folder(folder)
+    from ..extras import require
+    from ..zeroshot import labelled_files
+
+    require("probe")
     if arguments.output:
         from ..checkpoints.files import require_place
 
         require_place(arguments.output)
+    images = {}  # the paths and labels of each folder
+    for folder in filter(None, (arguments.train, arguments.test)):
+        paths, items, classes = labelled_files(folder)
+        images[folder] = paths, [classes[label] for _, label in items]
 
     from ..features import embed
-    from ..probe import linear_probe
-    from ..zeroshot import labelled_files
+    from ..probe import linear_probe, require_classes
 
-    folders = list(filter(None, (arguments.train, arguments.test)))
-    model, preprocess = load_encoder(arguments, [path for folder in folders for path in labelled_files(folder)[0]])
+    require_classes(images[arguments.train][1], arguments.C is None)
+    model, preprocess = load_encoder(arguments, [path for paths, _ in images.values() for path in paths])
 
     def features_and_labels(folder: str) -> "tuple[np.ndarray, list[str]]":
-        paths, items, folders = labelled_files(folder)
+        paths, labels = images[folder]
         found = embed(
             model,
             preprocess,
@@ -285,7 +286,7 @@ def probe(arguments: argparse.Namespace) -> None:
             workers=arguments.workers,
             normalize=False,  # as in OpenAI's example
         )
-        return found.features, [folders[label] for _, label in items]
+        return found.features, labels
 
     rows, labels = features_and_labels(arguments.train)
     fitted = linear_probe(rows, labels, arguments.C)

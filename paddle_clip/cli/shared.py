@@ -69,7 +69,7 @@ def add_command(
 
 
 def add_images(parser: Parser) -> None:
-    """IMAGE …; `image_paths` reads it."""
+    """IMAGE …; `named_images` reads it."""
     parser.add_argument(
         "images",
         nargs="+",
@@ -243,7 +243,7 @@ def load_encoder(arguments: argparse.Namespace, images: Sequence[Any]) -> "tuple
             engine,
             arguments.precision,
             threads=arguments.threads,
-            calibration=[image for image in images if isinstance(image, str)],  # not those within shards
+            calibration=images,
             **settings(arguments),
         )
     except CacheError as error:
@@ -276,6 +276,13 @@ def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
     """The engine asked for; for `auto` a compiled form, where it can run the model and is made or worth its time."""
     engine, precision = arguments.engine, arguments.precision
     on_cpu = not arguments.device or arguments.device == "cpu"
+    if engine == "eager" and precision != "float32":
+        raise ValueError(f"{precision} takes a compiled form: leave --engine out, or give --dtype {precision} on a GPU")
+    must_compile = engine not in ("auto", "eager") or precision != "float32"
+    if must_compile and (arguments.dtype != "float32" or not on_cpu):
+        raise ValueError(
+            "compiled forms are for the CPU and float32: leave --device and --dtype out, or --engine and --precision"
+        )
     if engine == "auto":
         from ..extras import is_gpu_build
 
@@ -289,29 +296,23 @@ def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
         if precision == "float32" and (not worth or _is_tower_alone(arguments)):
             return "eager"
         return engine
-    if engine == "eager" and precision != "float32":
-        raise ValueError(f"{precision} takes a compiled form: leave --engine out, or give --dtype {precision} on a GPU")
-    if engine != "eager" and (arguments.dtype != "float32" or not on_cpu):
-        raise ValueError(
-            "compiled forms are for the CPU and float32: leave --device and --dtype out, or --engine eager"
-        )
     return engine
 
 
-def image_paths(names: Sequence[str]) -> list[str]:
-    """The paths of the images that were named: files, all images in folders, or the samples."""
-    from ..images import image_files, samples
+def named_images(names: Sequence[str]) -> list[Any]:
+    """The images that were named: the paths of files, of those in folders and of the samples, and those in shards."""
+    from ..images import images_at, samples, shards_at
 
-    paths: list[str] = []
+    images: list[Any] = []
     for name in map(os.path.expanduser, names):
         if name == SAMPLES:
-            paths += samples()
-        elif os.path.isdir(name):
-            paths += image_files(name)
+            images += samples()
+        elif os.path.isdir(name) or shards_at(name):
+            images += images_at(name)
         else:
             with open(name, "rb"):  # that it is missing is said before a model is loaded
-                paths.append(name)
-    return paths
+                images.append(name)
+    return images
 
 
 def labels_and_templates(

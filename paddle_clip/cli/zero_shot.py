@@ -17,9 +17,9 @@ from .shared import (
     add_model,
     add_on_error,
     add_workers,
-    image_paths,
     labels_and_templates,
     load_encoder,
+    named_images,
     print_json,
     read_lines,
     require_folder,
@@ -57,19 +57,18 @@ def classify(arguments: argparse.Namespace) -> None:
     labels, templates = labels_and_templates(arguments)
     if not labels:
         raise ValueError("there are no labels: give --labels, --labels-file or --prompts")
-    images = image_paths(arguments.images)
+    images = named_images(arguments.images)
+    names = list(map(str, images))
     model, preprocess = load_encoder(arguments, images)
 
     from .. import zeroshot
 
     found = zeroshot.classify(model, preprocess, images, labels, templates, arguments.top_k, arguments.batch_size)
     if arguments.json:
-        print_json(
-            [{"image": image, "labels": [label._asdict() for label in best]} for image, best in zip(images, found)]
-        )
+        print_json([{"image": name, "labels": [label._asdict() for label in best]} for name, best in zip(names, found)])
         return
-    for image, best in zip(images, found):
-        print(image)
+    for name, best in zip(names, found):
+        print(name)
         for prediction in best:
             print(f"  {prediction.probability:7.2%}  {prediction.label}")
 
@@ -100,9 +99,10 @@ def similarity(arguments: argparse.Namespace) -> None:
     """Prints, or draws, the cosines of images and texts."""
     from .. import plots
 
-    images = image_paths(arguments.images)
+    images = named_images(arguments.images)
+    names = list(map(str, images))
     texts = arguments.texts + (read_lines(arguments.texts_file) if arguments.texts_file else [])
-    texts = texts or [re.sub("[-_]+", " ", os.path.splitext(os.path.basename(image))[0]) for image in images]
+    texts = texts or [re.sub("[-_]+", " ", os.path.splitext(os.path.basename(name))[0]) for name in names]
     if arguments.plot:
         import logging
 
@@ -119,12 +119,12 @@ def similarity(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         plots.similarity(images, texts, cosines, arguments.plot)
     if arguments.json:
-        print_json({"images": images, "texts": texts, "similarity": cosines.tolist()})
+        print_json({"images": names, "texts": texts, "similarity": cosines.tolist()})
         return
     width = min(max(map(plots.text_width, texts)), 60)
     fitted = [plots.fitted(text, width) for text in texts]
-    for image, row in zip(images, cosines):
-        print(image)
+    for name, row in zip(names, cosines):
+        print(name)
         for text, cosine in zip(fitted, row):
             print(f"  {text}  {cosine:6.3f}{'  <' if cosine == row.max() else ''}")
 
@@ -190,7 +190,7 @@ def _evaluate_table(arguments: argparse.Namespace, has_labels: bool) -> None:
     if has_labels or arguments.on_error != "raise":
         raise ValueError(f"{arguments.folder} has captions of its own: leave out labels, prompts and on_error='skip'")
     pairs = read_pairs(arguments.folder)
-    model, preprocess = load_encoder(arguments, [image for image, _ in pairs if isinstance(image, str)])
+    model, preprocess = load_encoder(arguments, [image for image, _ in pairs])
 
     from ..recall import retrieval
 
