@@ -231,7 +231,7 @@ def test_an_actor_that_has_no_room_is_refused():
         with pytest.raises(ValueError, match=r"an actor takes .*, and the cluster has"):
             bulk._most_actors(resources, threads, gpus)
     with pytest.raises(ValueError, match="batch_size=0"):
-        embed_on_ray(small_model_of, samples(), "none", batch_size=0)
+        bulk._parts(samples(), 0)
 
 
 @needs_ray
