@@ -17,7 +17,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What of the clone is needed; checkpoints that lie in it are not, and may be large.
 FOLDERS = ("convert", "examples", "paddle_clip", "tests")
-FILES = ("LICENSE", "README.md", "presets.py", "pyproject.toml", "setup.py")
+FILES = ("CONTRIBUTING.md", "LICENSE", "README.md", "presets.py", "pyproject.toml", "setup.py")
 
 LABELS = ("red circle", "orange star", "green heart", "blue triangle", "black cross", "yellow diamond")
 TOKENS = [49406, 320, 1929, 49407, 0]  # "a dog" between start and end
