@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .checkpoints.files import crc32_of_file, former, read_json
+from .checkpoints.files import crc32_of_file, expanded, former, read_json
 from .config import TEXT_TOWERS
 from .errors import CheckpointError, listed
 
@@ -49,7 +49,7 @@ class Program(NamedTuple):
 def is_export(directory: str) -> bool:
     """Whether a folder is what `export` writes, as far as its config.json says."""
     try:
-        return read_json(os.path.join(directory, "config.json")).get("format") == FORMAT
+        return read_json(os.path.join(expanded(directory), "config.json")).get("format") == FORMAT
     except (OSError, CheckpointError):
         return False
 

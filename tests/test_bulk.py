@@ -241,10 +241,11 @@ def test_a_uri_with_a_query_or_escapes(tmp_path):
         (tmp_path / "two words" / name).write_bytes(picture(0))
     address = f"file://{tmp_path}/two%20words"
     expected = [f"file://{tmp_path}/two words/{n}.png" for n in (1, 2)]
-    for uri, names in ((address, expected), (f"{address}/*.png", expected), (f"{address}/2.png", expected[1:])):
-        place, found = bulk._sources(uri)
-        assert found == names
-        assert all(os.path.isfile(place.path_of(name)) for name in found)
+    for query in ("", "?region=here"):
+        for path, names in (("", expected), ("/*.png", expected), ("/2.png", expected[1:])):
+            place, found = bulk._sources(address + path + query)
+            assert found == names
+            assert all(os.path.isfile(place.path_of(name)) for name in found)
 
 
 @needs_ray

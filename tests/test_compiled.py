@@ -229,7 +229,7 @@ def test_the_pictures_for_int8_are_spread():
     assert len(compiled._spread(["x"] * 300)) == 300
 
 
-def test_commands_take_an_export(place, capsys, tmp_path):
+def test_commands_take_an_export(place, capsys, tmp_path, monkeypatch):
     model, _ = paddle_clip.load(place / "small.pdparams")
     paddle_clip.export(model, tmp_path / "exported")
     command = ["classify", "@samples", "--labels", "a dog", "a cat", "--model"]
@@ -240,3 +240,8 @@ def test_commands_take_an_export(place, capsys, tmp_path):
     assert said[0] == said[1]
     assert cli.main([*command, str(tmp_path / "exported"), "--engine", "eager"]) == 1
     assert "holds compiled forms alone" in capsys.readouterr().err
+    assert cli.main([*command, str(tmp_path / "exported"), "--resolution", "64", "--dtype", "float64"]) == 1
+    assert "is an export, which stays as it was made: leave --resolution, --dtype out" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main([*command[:-1], "--model=~/exported"]) == 0
+    assert capsys.readouterr().out == said[0]

@@ -216,6 +216,11 @@ def test_what_cannot_be_classified_is_refused(model, preprocess, images, tmp_pat
     for path in (tmp_path / "text.jpg", tmp_path / "none.jpg"):
         with pytest.raises(ValueError, match=f"image {path} cannot be used: cannot read {path} as an image: "):
             classify(model, preprocess, path, ["dog"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no images: looked for"):
+        classify(model, preprocess, tmp_path / "empty", ["dog"])
+    with pytest.raises(ValueError, match=f"image {tmp_path / 'text.jpg'} cannot be used"):
+        classify(model, preprocess, tmp_path, ["dog"])
     with pytest.raises(ValueError, match="there are no class names"):
         classify(model, preprocess, images[0], [])
     with pytest.raises(ValueError, match="top_k=0"):

@@ -227,6 +227,12 @@ def load_encoder(arguments: argparse.Namespace, images: Sequence[Any]) -> "tuple
     if is_export(arguments.model):
         if arguments.engine == "eager":
             raise ValueError(f"{arguments.model} is an export, which holds compiled forms alone: leave --engine out")
+        asked = [f"--{name}" for name, value in settings(arguments).items() if value is not None]
+        asked += ["--dtype"] if arguments.dtype != "float32" else []
+        if asked:
+            raise ValueError(
+                f"{arguments.model} is an export, which stays as it was made: leave {', '.join(asked)} out"
+            )
         engine = None if arguments.engine == "auto" else arguments.engine
         predictor = Predictor(arguments.model, arguments.threads, arguments.device, engine, arguments.precision)
         return predictor, predictor.preprocess
@@ -295,7 +301,6 @@ def _choose_engine(arguments: argparse.Namespace, images: int) -> str:
         worth = images >= WORTH_COMPILING or has_form(arguments.model, engine, **settings(arguments))
         if precision == "float32" and (not worth or _is_tower_alone(arguments)):
             return "eager"
-        return engine
     return engine
 
 
